@@ -1,0 +1,6 @@
+//! tenants.toml: schema, validation, tiers, watching.
+#![forbid(unsafe_code)]
+
+mod model;
+
+pub use model::*;

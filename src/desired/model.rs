@@ -1,0 +1,277 @@
+//! The desired state as values: what a valid tenants.toml means, with every default filled in.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The name of a tenant: 1–128 bytes of ASCII letters, digits and `. _ - + @`, no leading dot.
+///
+/// It is a directory name as it stands, so a value of this type can never leave `users/`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TenantId(Arc<str>);
+
+/// Why a string is not a tenant id; the text says what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadId {
+    /// Zero bytes long.
+    #[error("an id has at least one character")]
+    Empty,
+    /// Longer than [`TenantId::MAX_BYTES`].
+    #[error("an id has at most 128 bytes, this one has {0}")]
+    TooLong(usize),
+    /// Starts with a dot.
+    #[error("an id does not start with a dot, since it is a directory name")]
+    LeadingDot,
+    /// Holds a character outside the allowed set.
+    #[error("an id holds only letters, digits and . _ - + @, not {0:?}")]
+    BadCharacter(char),
+}
+
+impl TenantId {
+    /// Longest id, in bytes.
+    pub const MAX_BYTES: usize = 128;
+
+    /// Checks `text` against the rules above.
+    pub fn parse(text: &str) -> Result<Self, BadId> {
+        if text.is_empty() {
+            return Err(BadId::Empty);
+        }
+        if text.len() > Self::MAX_BYTES {
+            return Err(BadId::TooLong(text.len()));
+        }
+        if text.starts_with('.') {
+            return Err(BadId::LeadingDot);
+        }
+        match text.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-+@".contains(*c))) {
+            Some(c) => Err(BadId::BadCharacter(c)),
+            None => Ok(Self(text.into())),
+        }
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl TryFrom<String> for TenantId {
+    type Error = BadId;
+    fn try_from(text: String) -> Result<Self, BadId> {
+        Self::parse(&text)
+    }
+}
+
+impl From<TenantId> for String {
+    fn from(id: TenantId) -> Self {
+        id.0.to_string()
+    }
+}
+
+/// A request rate: `count` requests in each `per_seconds`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Rate {
+    /// Requests, at least 1.
+    pub count: u32,
+    /// Period in seconds: 1, 60, 3,600 or 86,400.
+    pub per_seconds: u32,
+}
+
+impl Rate {
+    /// Nanoseconds between two requests at exactly this rate (GCRA's emission interval).
+    pub fn interval_ns(self) -> u64 {
+        u64::from(self.per_seconds) * 1_000_000_000 / u64::from(self.count.max(1))
+    }
+}
+
+/// Everything a tier limits; a tenant's own keys override its tier's one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Limits {
+    /// `memory_max`, bytes; `None` is no limit.
+    pub memory_max: Option<u64>,
+    /// `cpu_quota`, percent of one core; `None` is no limit.
+    pub cpu_quota: Option<u32>,
+    /// `rate`; `None` is no rate limit.
+    pub rate: Option<Rate>,
+    /// `burst`: requests admitted at once on top of the rate.
+    pub burst: u32,
+    /// `concurrency`: reads in flight at once (mutations are always one at a time).
+    pub concurrency: u16,
+    /// `queue`: requests that may wait for their turn, per tenant.
+    pub queue: u16,
+    /// `body_max`: largest request body, bytes; at most sq's own 64 MiB.
+    pub body_max: u64,
+}
+
+/// One user of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Unique name.
+    pub id: TenantId,
+    /// Name of the tier.
+    pub tier: String,
+    /// The tier's limits with the tenant's own keys laid over them.
+    pub limits: Limits,
+    /// 403 for every request, instance stopped, data kept.
+    pub suspended: bool,
+    /// SHA-256 digests of the tenant's API keys.
+    pub api_keys: Vec<[u8; 32]>,
+    /// Tokens issued before this moment are refused; seconds since 1970, 0 accepts all.
+    pub tokens_valid_after: u64,
+}
+
+/// Where the `sq` program comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SqSource {
+    /// `version`: installed by the agent into the state directory where missing.
+    Version(String),
+    /// `binary`: an existing program.
+    Binary(PathBuf),
+}
+
+/// A signature algorithm; each key has exactly one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// HMAC with SHA-256.
+    HS256,
+    /// ECDSA on P-256 with SHA-256.
+    ES256,
+    /// Ed25519.
+    EdDSA,
+    /// RSA PKCS#1 v1.5 with SHA-256.
+    RS256,
+}
+
+/// `[[proxy.jwt]]`: a key that verifies tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JwtKey {
+    /// Key id; a token that names a `kid` must name this one.
+    pub kid: Option<String>,
+    /// The one algorithm of this key.
+    pub alg: Algorithm,
+    /// File with the secret (HS256) or the PEM public key.
+    pub secret_file: PathBuf,
+    /// Required `iss`, where given.
+    pub iss: Option<String>,
+    /// Required `aud`, where given.
+    pub aud: Option<String>,
+}
+
+/// `[proxy.tls]`: certificate chain and private key, PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsFiles {
+    /// Certificate chain, leaf first.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+}
+
+/// `[proxy]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proxy {
+    /// Addresses to listen on, HTTPS.
+    pub listen: Vec<SocketAddr>,
+    /// What users type; used in messages.
+    pub public_url: Option<String>,
+    /// `None`: a self-signed certificate for loopback, made once.
+    pub tls: Option<TlsFiles>,
+    /// Empty: an HS256 secret, made once.
+    pub jwt: Vec<JwtKey>,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admin {
+    /// TCP address of the admin API.
+    pub listen: SocketAddr,
+    /// File with the admin key.
+    pub key_file: PathBuf,
+}
+
+/// `[alerts]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alerts {
+    /// `memory_warning`, percent of the host's memory.
+    pub memory_warning: u8,
+    /// `memory_critical`, percent of the host's memory.
+    pub memory_critical: u8,
+    /// `[alerts.discord] webhook_file`.
+    pub discord_webhook_file: Option<PathBuf>,
+}
+
+/// Inclusive range of TCP ports for instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRange {
+    /// First port.
+    pub first: u16,
+    /// Last port, not below `first`.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// How many ports there are.
+    pub fn count(self) -> usize {
+        usize::from(self.last - self.first) + 1
+    }
+
+    /// Whether `port` lies inside.
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+/// A whole, valid desired state. Paths are absolute (or relative to the working directory, joined with the file's
+/// directory); every default is filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// `[agent] state_dir`.
+    pub state_dir: PathBuf,
+    /// `[agent] name`: names this host's shared pages; by default derived from the state directory.
+    pub name: String,
+    /// `[agent] ports`.
+    pub ports: PortRange,
+    /// `[sq]`.
+    pub sq: SqSource,
+    /// `[proxy]`.
+    pub proxy: Proxy,
+    /// `[admin]`, if there is one.
+    pub admin: Option<Admin>,
+    /// `[alerts]`.
+    pub alerts: Alerts,
+    /// `[tiers.NAME]`.
+    pub tiers: BTreeMap<String, Limits>,
+    /// `[[tenants]]` by id.
+    pub tenants: BTreeMap<TenantId, Tenant>,
+    /// SHA-256 of the file's bytes, lower-case hex.
+    pub hash: String,
+}
+
+impl Desired {
+    /// `<state_dir>/users/<id>`.
+    pub fn user_dir(&self, id: &TenantId) -> PathBuf {
+        user_dir(&self.state_dir, id)
+    }
+}
+
+/// `<state_dir>/users/<id>`.
+pub fn user_dir(state_dir: &Path, id: &TenantId) -> PathBuf {
+    state_dir.join("users").join(id.as_str())
+}

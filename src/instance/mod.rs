@@ -1,0 +1,4 @@
+//! Instances: spawn, adopt, stop, health, ports, the sq binary.
+#![forbid(unsafe_code)]
+
+pub mod key;

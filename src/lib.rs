@@ -1,0 +1,15 @@
+//! sq-agent: runs a host of `sq` processes from one desired-state file.
+//!
+//! ARCHITECTURE.md explains the house; each module below is one of its rooms.
+
+pub mod cli;
+pub mod desired;
+pub mod instance;
+pub mod observed;
+pub mod proxy;
+pub mod reconcile;
+pub mod route;
+pub mod secret;
+pub mod store;
+pub mod sys;
+pub mod telemetry;

@@ -1,0 +1,35 @@
+//! What the agent tells the proxy: everything it needs of the settings, and nothing else.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{desired::Algorithm, secret::Secret};
+
+/// One token key, with its secret read by the agent (the proxy cannot open files).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenKey {
+    /// Key id.
+    pub kid: Option<String>,
+    /// The one algorithm.
+    pub alg: Algorithm,
+    /// HMAC secret, or PEM public key.
+    pub secret: Secret,
+    /// Required issuer.
+    pub iss: Option<String>,
+    /// Required audience.
+    pub aud: Option<String>,
+}
+
+/// Everything the proxy needs to serve; sent whole at its start and at each change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// PEM certificate chain, leaf first.
+    pub tls_cert_pem: Vec<u8>,
+    /// PEM private key.
+    pub tls_key_pem: Secret,
+    /// Token keys; never empty.
+    pub token_keys: Vec<TokenKey>,
+    /// 32 bytes from which each instance's key is derived (see [`crate::instance::key`]).
+    pub instance_secret: Secret,
+    /// Whose the process becomes after set-up, where it starts as root: (uid, gid).
+    pub run_as: Option<(u32, u32)>,
+}

@@ -1,0 +1,74 @@
+//! The two shared pages between agent and proxy: the route table (agent -> proxy) and the activity page (proxy -> agent).
+//!
+//! Both are fixed-size files on tmpfs whose every word is an `AtomicU64`. See design notes in each file.
+
+/// What a row says about its tenant's instance. The numbers are the words in the table: never reuse one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RouteState {
+    /// An instance is being started; requests park.
+    Starting = 1,
+    /// Forward at once.
+    Ready = 2,
+    /// Requests in flight finish; new ones park.
+    Draining = 3,
+    /// No instance; requests park and ask for one.
+    Stopped = 4,
+    /// The operator said no: 403.
+    Suspended = 5,
+    /// The instance died and waits for its next try; requests park.
+    Crashed = 6,
+}
+
+/// What the proxy enforces for one tenant. Distinct values are stored once per table and shared by rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RouteLimits {
+    /// GCRA emission interval in nanoseconds; 0 is no rate limit.
+    pub interval_ns: u64,
+    /// Requests admitted at once on top of the rate.
+    pub burst: u32,
+    /// Reads in flight at once; mutations are one at a time.
+    pub concurrency: u16,
+    /// Requests that may wait for their turn.
+    pub queue: u16,
+    /// Largest request body, bytes.
+    pub body_max: u64,
+}
+
+/// One tenant's row, as the agent writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Tenant id; only its keyed hash enters the table.
+    pub id: String,
+    /// Port of the instance on loopback; 0 where there is none.
+    pub port: u16,
+    /// See [`RouteState`].
+    pub state: RouteState,
+    /// Number of this start of the instance.
+    pub epoch: u64,
+    /// The tenant's fixed index in the activity page.
+    pub slot: u32,
+    /// Tokens issued before are refused; seconds since 1970.
+    pub tokens_valid_after: u64,
+    /// Limits the proxy enforces.
+    pub limits: RouteLimits,
+    /// SHA-256 of each API key.
+    pub api_keys: Vec<[u8; 32]>,
+}
+
+/// One tenant's row, as the proxy reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Port of the instance on loopback.
+    pub port: u16,
+    /// See [`RouteState`].
+    pub state: RouteState,
+    /// Number of this start of the instance.
+    pub epoch: u64,
+    /// Index in the activity page.
+    pub slot: u32,
+    /// Tokens issued before are refused; seconds since 1970.
+    pub tokens_valid_after: u64,
+    /// Limits to enforce.
+    pub limits: RouteLimits,
+}
