@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod desired;
 pub mod instance;
+pub mod instance_key;
 pub mod observed;
 pub mod proxy;
 pub mod reconcile;

@@ -1,4 +1,2 @@
 //! Instances: spawn, adopt, stop, health, ports, the sq binary.
 #![forbid(unsafe_code)]
-
-pub mod key;

@@ -28,8 +28,10 @@ pub struct Settings {
     pub tls_key_pem: Secret,
     /// Token keys; never empty.
     pub token_keys: Vec<TokenKey>,
-    /// 32 bytes from which each instance's key is derived (see [`crate::instance::key`]).
+    /// 32 bytes from which each instance's key is derived (see [`crate::instance_key`]).
     pub instance_secret: Secret,
+    /// Which half of each in-flight word in the activity page is this process's: 0 or 1. Two proxies side by side differ.
+    pub side: u8,
     /// Whose the process becomes after set-up, where it starts as root: (uid, gid).
     pub run_as: Option<(u32, u32)>,
 }

@@ -1,4 +1,4 @@
-//! The key of an instance: what the proxy shows to sq, and what proves that *this* child answers on a port.
+//! The key of an instance (shared by `instance` and `proxy`, which never import each other): what the proxy shows to sq, and what proves that *this* child answers on a port.
 
 use aws_lc_rs::hmac;
 
