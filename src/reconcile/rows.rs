@@ -1,0 +1,53 @@
+//! The route table's rows: what each tenant's observed state means for its requests.
+
+use crate::{
+    desired::{Limits, Tenant, TenantId},
+    observed::{Known, Moment, State},
+    route::{RouteLimits, RouteState, Row},
+};
+
+/// The row of one tenant.
+pub fn row(id: &TenantId, known: &Known, now: Moment) -> Row {
+    let epoch = match &known.state {
+        State::Running(running) => running.epoch,
+        State::Starting { epoch } | State::Stopping { epoch, .. } => *epoch,
+        State::Absent | State::Unknown => 0,
+    };
+    Row {
+        id: id.as_str().to_owned(),
+        port: known.port.unwrap_or(0),
+        state: route_state(known, now),
+        epoch,
+        slot: known.slot,
+        tokens_valid_after: known.spec.tokens_valid_after,
+        limits: limits(&known.spec.limits),
+        api_keys: api_keys(&known.spec),
+    }
+}
+
+/// The state of the row. Only `Ready` is forwarded at once, so everything unclear is something else.
+pub fn route_state(known: &Known, now: Moment) -> RouteState {
+    match &known.state {
+        _ if known.spec.suspended => RouteState::Suspended,
+        State::Running(_) => RouteState::Ready,
+        State::Starting { .. } | State::Unknown => RouteState::Starting,
+        State::Stopping { .. } => RouteState::Draining,
+        State::Absent if known.leaving => RouteState::Stopped,
+        State::Absent if known.back_off.not_before.is_some_and(|at| at > now) => RouteState::Crashed,
+        State::Absent => RouteState::Starting,
+    }
+}
+
+fn limits(limits: &Limits) -> RouteLimits {
+    RouteLimits {
+        interval_ns: limits.rate.map_or(0, |rate| rate.interval_ns()),
+        burst: limits.burst,
+        concurrency: limits.concurrency,
+        queue: limits.queue,
+        body_max: limits.body_max,
+    }
+}
+
+fn api_keys(spec: &Tenant) -> Vec<[u8; 32]> {
+    spec.api_keys.clone()
+}
