@@ -5,4 +5,4 @@ mod model;
 mod moment;
 
 pub use model::*;
-pub use moment::Moment;
+pub use moment::{Moment, monotonic};

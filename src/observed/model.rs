@@ -39,6 +39,8 @@ pub struct Known {
     pub unhealthy: bool,
     /// When the next start may be tried, and how it came to that.
     pub back_off: BackOff,
+    /// Some start of it has succeeded since the agent met it.
+    pub started_before: bool,
     /// Starts after the first one since the agent met the tenant.
     pub restarts: u64,
     /// How the last instance ended.
@@ -57,6 +59,7 @@ impl Known {
             restart_wanted: false,
             unhealthy: false,
             back_off: BackOff::default(),
+            started_before: false,
             restarts: 0,
             last_exit: None,
         }

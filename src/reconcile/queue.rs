@@ -89,14 +89,9 @@ impl StartQueue {
         self.running.remove(id);
     }
 
-    /// Starts that wait for their turn.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+    /// Whether no start is under way.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty()
     }
 }
 
