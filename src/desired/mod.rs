@@ -1,6 +1,129 @@
 //! tenants.toml: schema, validation, tiers, watching.
+//!
+//! `text -> DeTable (toml) -> Fields (every key checked against the table in keys.rs) -> Desired (settings, tenants)`.
+//! Each step adds to one list of findings, so that a person sees all problems of a file at once.
 #![forbid(unsafe_code)]
 
+mod fields;
+mod files;
+mod keys;
+mod kind;
 mod model;
+mod problem;
+mod settings;
+mod tenants;
+
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
 pub use model::*;
+pub use problem::{Place, Problem, Rejected};
+pub use tenants::{MAX_API_KEYS, MAX_LIMIT_SETS, MAX_TENANTS};
+use toml::de::DeTable;
+
+use self::{
+    files::NamedFile,
+    problem::{Finding, Source},
+};
+
+/// The largest tenants.toml that is read, bytes: 20,000 tenants with every key set take about 10 MiB.
+pub const MAX_FILE: u64 = 16 << 20;
+
+/// Reads the desired state from `text`, the content of `file`. Nothing on the host is looked at: relative paths are
+/// joined with the directory of `file` as it is written.
+pub fn parse(text: &str, file: &Path) -> Result<Desired, Rejected> {
+    parse_named(text, file, file).map(|(desired, _)| desired)
+}
+
+/// Reads `file`, then checks what it says against this host: the secrets and certificates that it names must be there,
+/// readable, and the secret ones readable by nobody else.
+pub fn load(file: &Path) -> Result<Desired, Rejected> {
+    let text = read(file)?;
+    let (desired, named) = parse_named(&text, &absolute(file), file)?;
+    let source = Source::new(&text);
+    let problems: Vec<Problem> = files::check(&named).into_iter().map(|finding| source.problem(finding)).collect();
+    if problems.is_empty() { Ok(desired) } else { Err(Rejected { file: file.into(), problems }) }
+}
+
+/// Reads `file` without the checks of [`load`] that look at other files: for a desired state that is meant for another host.
+pub fn load_without_files(file: &Path) -> Result<Desired, Rejected> {
+    parse_named(&read(file)?, &absolute(file), file).map(|(desired, _)| desired)
+}
+
+/// `file` with the directory in which its name stands made canonical. The name itself may be a symlink and is left
+/// alone: paths are relative to the place that the operator named, not to a target that a tool swaps beneath it.
+fn absolute(file: &Path) -> PathBuf {
+    let parent = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let parent = parent.canonicalize().or_else(|_| std::path::absolute(parent)).unwrap_or_else(|_| parent.into());
+    file.file_name().map_or_else(|| parent.clone(), |name| parent.join(name))
+}
+
+/// The file's text, or why there is none.
+fn read(file: &Path) -> Result<String, Rejected> {
+    let reject = |message: &str, help: &str| Rejected::whole(file, message, help);
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => reject("there is no such file", "create it, or name another with `--tenants FILE`"),
+        io::ErrorKind::PermissionDenied => reject("this user may not read the file", "run `chmod u+r` on it, or run as its owner"),
+        _ => Rejected::whole(file, format!("the file cannot be read: {error}"), "make it a readable file"),
+    };
+    let meta = fs::metadata(file).map_err(failed)?;
+    match () {
+        () if meta.is_dir() => return Err(reject("this is a directory", "name the file in it, such as `tenants.toml`")),
+        () if !meta.is_file() => return Err(reject("this is not a regular file", "name a regular file")),
+        () if meta.len() > MAX_FILE => return Err(reject("the file is larger than 16 MiB", "split the tenants over several hosts")),
+        () => {}
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(file).and_then(|open| open.take(MAX_FILE).read_to_end(&mut bytes)).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+        Rejected::whole(file, format!("line {line} is not UTF-8"), "save the file as UTF-8")
+    })
+}
+
+/// As [`parse`], for `file` shown as `shown`; also the files that the desired state names.
+fn parse_named(text: &str, file: &Path, shown: &Path) -> Result<(Desired, Vec<NamedFile>), Rejected> {
+    let (table, syntax) = DeTable::parse_recoverable(text);
+    let mut found = Vec::new();
+    let root = fields::read_table(&keys::ROOT, table.get_ref(), 0..0, &mut found);
+    let built = settings::build(&root, text, file.parent().unwrap_or(Path::new("")), &mut found);
+    if syntax.is_empty() && found.is_empty() {
+        return Ok(built);
+    }
+    let source = Source::new(text);
+    let mut problems = in_order(&source, &syntax, found);
+    problems.sort_by_key(|finding| finding.span.start);
+    Err(Rejected { file: shown.into(), problems: problems.into_iter().map(|finding| source.problem(finding)).collect() })
+}
+
+/// Syntax errors and findings together, without the findings that merely follow from a syntax error.
+fn in_order(source: &Source<'_>, syntax: &[toml::de::Error], found: Vec<Finding>) -> Vec<Finding> {
+    let mut problems: Vec<Finding> = Vec::new();
+    for error in syntax {
+        let finding = syntax_finding(error);
+        // One slip often makes the parser complain several times about a line; the first complaint is the one to act on.
+        if problems.last().is_none_or(|last| source.line_of(last.span.start) != source.line_of(finding.span.start)) {
+            problems.push(finding);
+        }
+    }
+    let broken: Vec<usize> = problems.iter().map(|finding| source.line_of(finding.span.start)).collect();
+    let stands = |finding: &Finding| syntax.is_empty() || !finding.echo && !broken.contains(&source.line_of(finding.span.start));
+    problems.extend(found.into_iter().filter(stands));
+    problems
+}
+
+fn syntax_finding(error: &toml::de::Error) -> Finding {
+    let help = match error.message() {
+        message if message.contains("duplicate key") => "keep one of the two",
+        message if message.contains("string") => "put the text between double quotes: key = \"text\"",
+        _ => "each line is `key = value`, a `[table]` or a comment; see https://toml.io",
+    };
+    Finding::new(error.span().unwrap_or(0..0), format!("not valid TOML: {}", error.message()), help)
+}
