@@ -147,6 +147,16 @@ pub enum SqSource {
     Binary(PathBuf),
 }
 
+impl SqSource {
+    /// Names the program: an instance that was started from another one is restarted.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Version(version) => format!("sq {version}"),
+            Self::Binary(path) => path.display().to_string(),
+        }
+    }
+}
+
 /// A signature algorithm; each key has exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Algorithm {

@@ -25,6 +25,8 @@ pub struct Observed {
 pub struct Known {
     /// Fixed index in both shared pages.
     pub slot: u32,
+    /// Number of the latest start; 0 before the first.
+    pub epoch: u64,
     /// Port of the instance, kept from start to start.
     pub port: Option<u16>,
     /// What of the desired state is in force for it. Outlives the tenant's place in the file while its removal is held.
@@ -49,10 +51,11 @@ pub struct Known {
 
 impl Known {
     /// A tenant that was just given its place.
-    pub fn new(slot: u32, port: Option<u16>, spec: Tenant) -> Self {
+    pub fn new(slot: u32, spec: Tenant) -> Self {
         Self {
             slot,
-            port,
+            epoch: 0,
+            port: None,
             spec,
             state: State::Absent,
             leaving: false,
@@ -85,6 +88,8 @@ pub enum State {
         /// Why.
         why: StopReason,
     },
+    /// The look that `Unknown` asked for is under way.
+    Looking,
     /// An action's outcome is not known, or an instance of an earlier agent may live: look before doing anything.
     Unknown,
 }

@@ -31,7 +31,7 @@ use crate::{
     proxy::{settings::Settings, supervisor::ProxyEvent},
     route::Activity,
     secret::Secret,
-    store::Store,
+    store::{InstanceRecord, Store, unix_now},
 };
 
 /// tenants.toml is compared by content this often, in case a watch event was lost.
@@ -55,6 +55,9 @@ pub struct Agent {
     pub(super) memory: HashMap<TenantId, u64>,
     /// What the last scan found of tenants whose instance is to be looked at.
     pub(super) found: HashMap<TenantId, Vec<Found>>,
+    /// What the records say of instances that are to be looked at.
+    pub(super) records: HashMap<TenantId, InstanceRecord>,
+    pub(super) boot_id: String,
     pub(super) held: Option<Held>,
     pub(super) store: Store,
     pub(super) routes: RouteBook,
@@ -228,7 +231,7 @@ impl Agent {
 
     /// Notes an event for people; the loop goes on without it where the database cannot take it.
     pub(super) fn note_event(&mut self, id: Option<&TenantId>, kind: &str, detail: &str) {
-        if let Err(error) = self.store.event(id, kind, detail) {
+        if let Err(error) = self.store.event(unix_now(), id, kind, detail) {
             tracing::error!(%error, kind, "an event cannot be noted");
         }
     }

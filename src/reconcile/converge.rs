@@ -8,12 +8,14 @@ use super::{
     event::Change,
     lifecycle,
     plan::{self, Action},
+    port_book::QUARANTINE,
 };
 use crate::{
     desired::TenantId,
     instance::{binary, ports, process::Process, spawn::SpawnSpec},
     instance_key,
     observed::{Known, Moment, State, StopReason},
+    store::unix_now,
 };
 
 impl Agent {
@@ -34,22 +36,23 @@ impl Agent {
     /// Gives a new tenant its place; brings a known one's limits up to date.
     fn apply(&mut self, id: &TenantId) {
         let Some(tenant) = self.desired.tenants.get(id).cloned() else { return };
-        if let Err(error) = self.store.set_spec(id, &tenant) {
-            tracing::error!(tenant = %id, %error, "what is in force cannot be noted; it is applied all the same");
-        }
         match self.observed.known.get_mut(id) {
             Some(known) => {
-                known.spec = tenant;
+                known.spec = tenant.clone();
                 known.leaving = false;
                 backoff::reset(&mut known.back_off);
             }
             None => match self.store.assign_slot(id) {
                 Ok(slot) => {
                     tracing::info!(tenant = %id, slot, tier = %tenant.tier, "tenant taken in");
-                    self.observed.known.insert(id.clone(), Known::new(slot, self.store.port_of(id), tenant));
+                    self.observed.known.insert(id.clone(), Known::new(slot, tenant.clone()));
                 }
                 Err(error) => tracing::error!(tenant = %id, %error, "no slot for this tenant; tried again at the next tick"),
             },
+        }
+        let noted = serde_json::to_string(&tenant).map_err(|error| error.to_string());
+        if let Err(error) = noted.and_then(|spec| self.store.set_spec(id, &spec).map_err(|error| error.to_string())) {
+            tracing::error!(tenant = %id, error, "what is in force cannot be noted; it is applied all the same");
         }
         self.routes.touch(id);
     }
@@ -64,12 +67,11 @@ impl Agent {
 
     fn forget(&mut self, id: &TenantId, now: Moment) {
         let Some(known) = self.observed.known.remove(id) else { return };
-        if let Err(error) = self.store.tombstone(id) {
+        if let Err(error) = self.store.tombstone(id, unix_now()) {
             tracing::error!(tenant = %id, %error, "the removal cannot be noted; a restarted agent will do it again");
         }
         if let Some(port) = known.port {
-            self.ports.release(port, now);
-            self.store_port_release(id, port, now);
+            self.release_port(id, port, now);
         }
         if let Some(slot) = self.activity.slot(known.slot) {
             slot.reset();
@@ -112,6 +114,7 @@ impl Agent {
         };
         let Some(known) = self.observed.known.get_mut(id) else { return false };
         known.port = Some(port);
+        known.epoch = epoch;
         known.state = State::Starting { epoch };
         known.restart_wanted = false;
         known.unhealthy = false;
@@ -132,8 +135,7 @@ impl Agent {
                 ports::PortState::Free => {
                     let own = self.observed.known.get(id).and_then(|known| known.port);
                     if let Some(old) = own.filter(|&old| old != port) {
-                        self.ports.release(old, now);
-                        self.store_port_release(id, old, now);
+                        self.release_port(id, old, now);
                     }
                     return Some(port);
                 }
@@ -148,9 +150,10 @@ impl Agent {
         self.ports.taken(port, now);
     }
 
-    fn store_port_release(&mut self, id: &TenantId, port: u16, now: Moment) {
-        if let Err(error) = self.store.release_port(id, port, super::port_book::QUARANTINE) {
-            tracing::error!(tenant = %id, port, %error, at = now.as_millis(), "the release of a port cannot be noted");
+    fn release_port(&mut self, id: &TenantId, port: u16, now: Moment) {
+        self.ports.release(port, now);
+        if let Err(error) = self.store.release_port(id, unix_now() + QUARANTINE.as_secs()) {
+            tracing::error!(tenant = %id, port, %error, "the release of a port cannot be noted");
         }
     }
 
@@ -174,8 +177,8 @@ impl Agent {
 
     fn begin_look(&mut self, id: &TenantId) {
         let Some(known) = self.observed.known.get_mut(id) else { return };
-        known.state = State::Starting { epoch: 0 };
-        let epoch = self.store.epoch_of(id);
+        known.state = State::Looking;
+        let epoch = known.epoch;
         let (id, secret, reports) = (id.clone(), self.instance_secret.clone(), self.reports.clone());
         match self.found.remove(&id) {
             Some(found) => tokio::spawn(lifecycle::look(id, epoch, secret, found, reports)),
@@ -239,7 +242,7 @@ impl Agent {
         match &known.state {
             State::Starting { epoch: current } | State::Stopping { epoch: current, .. } => *current == epoch,
             State::Running(running) => running.epoch == epoch,
-            State::Absent | State::Unknown => {
+            State::Absent | State::Unknown | State::Looking => {
                 tracing::debug!(tenant = %id, epoch, ?change, "news of an instance that is gone");
                 false
             }

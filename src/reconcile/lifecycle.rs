@@ -10,7 +10,7 @@ use crate::{
     instance::{
         log,
         ports::{self, PortState},
-        probe::{self, KeyedAnswer, NotReady},
+        probe::{self, KeyedAnswer, NotReady, ProbeError},
         process::Process,
         scan::{self, Found},
         spawn::{self, SpawnSpec},
@@ -65,7 +65,7 @@ pub async fn start(id: TenantId, epoch: u64, spec: SpawnSpec, reports: Reports) 
 
 fn why(not_ready: NotReady, port: u16) -> NotStarted {
     match not_ready {
-        NotReady::PortTaken => NotStarted::PortTaken,
+        NotReady::PortTaken { .. } => NotStarted::PortTaken,
         // sq panics when somebody else holds its port (sq-facts): then this is not its fault.
         NotReady::Exited(_) if matches!(ports::probe_free(port), PortState::Taken(_)) => NotStarted::PortTaken,
         other => NotStarted::Failed(other.to_string()),
@@ -92,7 +92,7 @@ pub async fn drain_and_stop(id: TenantId, epoch: u64, process: Arc<Process>, act
 pub async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
-        if activity.slot(slot).is_none_or(|slot| slot.in_flight_after_publish() == 0) {
+        if activity.slot(slot).is_none_or(|slot| slot.in_flight() == 0) {
             return true;
         }
         if Instant::now() >= deadline {
@@ -116,13 +116,17 @@ async fn look_at(id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) 
             Ok(None) => continue,
             Err(error) => return Look::Failed(format!("pid {}: {error}", found.pid)),
         };
-        let proved = found.key == key && matches!(probe::keyed(found.port, &key, PROBE).await, Ok(KeyedAnswer::Mine));
-        if proved && unproved.is_empty() {
+        if unproved.is_empty() && found.key == key && answers(found.port, &key).await {
             return Look::Ours { process, epoch, port: found.port };
         }
         unproved.push(process);
     }
     if unproved.is_empty() { Look::Gone } else { Look::Unproved(unproved) }
+}
+
+/// Whether what listens on `port` takes `key`. One that is too busy to answer in time is left to the liveness probes.
+async fn answers(port: u16, key: &str) -> bool {
+    matches!(probe::keyed(port, key, PROBE).await, Ok(KeyedAnswer::Mine) | Err(ProbeError::Timeout(_)))
 }
 
 /// Ends every process of a tenant that nothing proves to be ours, and reports the last exit as that of epoch 0.
@@ -162,7 +166,7 @@ pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, pids: Vec<u32>, repor
                 tracing::warn!(log = %log.display(), %error, "a log cannot be rotated");
             }
         }
-        let memory = pids.into_iter().filter_map(|pid| Some((pid, usage::memory(pid).ok()?))).collect();
+        let memory = pids.into_iter().filter_map(|pid| Some((pid, usage::memory_bytes(pid).ok()?))).collect();
         let found = scan::scan(&state_dir).unwrap_or_else(|error| {
             tracing::warn!(%error, "/proc cannot be read");
             Vec::new()

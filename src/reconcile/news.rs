@@ -13,6 +13,7 @@ use crate::{
     instance::process::{Exit, Process},
     observed::{Moment, Running, State, StopReason},
     proxy::{credentials, supervisor::ProxyEvent},
+    store::{InstanceRecord, unix_now},
 };
 
 impl Agent {
@@ -25,7 +26,7 @@ impl Agent {
             Event::Surveyed(survey) => self.surveyed(survey),
             Event::Program(Ok(program)) => {
                 tracing::info!(path = %program.path.display(), version = %program.version, "sq is there");
-                self.observed.program = program.identity();
+                self.observed.program = self.desired.sq.identity();
                 self.program = Some(program);
                 self.replan = true;
             }
@@ -56,7 +57,16 @@ impl Agent {
 
     fn spawned(&mut self, id: &TenantId, epoch: u64, process: Arc<Process>) {
         let port = self.observed.known.get(id).and_then(|known| known.port).unwrap_or(0);
-        if let Err(error) = self.store.record_instance(id, epoch, process.pid(), process.start_time(), port, &self.observed.program) {
+        let record = InstanceRecord {
+            epoch,
+            pid: process.pid(),
+            start_time: process.start_time(),
+            boot_id: self.boot_id.clone(),
+            port,
+            program: self.observed.program.clone(),
+            started_at: unix_now(),
+        };
+        if let Err(error) = self.store.record_instance(id, &record) {
             tracing::error!(tenant = %id, %error, "the instance cannot be noted; a restarted agent finds it in /proc");
         }
         self.processes.insert(id.clone(), process);
@@ -147,13 +157,13 @@ impl Agent {
             }
             Look::Ours { process, epoch, port } => {
                 tracing::info!(tenant = %id, epoch, pid = process.pid(), port, "instance adopted");
-                let record = self.store.instance_of(id);
+                let record = self.records.remove(id).filter(|record| record.epoch == epoch);
                 known.port = Some(port);
                 known.started_before = true;
                 known.state = State::Running(Running {
                     epoch,
                     pid: process.pid(),
-                    program: record.as_ref().map_or_else(String::new, |record| record.binary.clone()),
+                    program: record.as_ref().map_or_else(String::new, |record| record.program.clone()),
                     since: now,
                     started_at: record.map_or(0, |record| record.started_at),
                 });
@@ -213,7 +223,7 @@ impl Agent {
             if !due(known.slot) || self.stopping {
                 continue;
             }
-            let seen = self.activity.slot(known.slot).is_some_and(|slot| slot.last_answer_seconds().is_some_and(|at| at >= since));
+            let seen = self.activity.slot(known.slot).is_some_and(|slot| slot.snapshot().last_answer.is_some_and(|at| u64::from(at) >= since));
             // An unhealthy one is asked itself: what the proxy saw may be the answer before it hung.
             if let Some(port) = known.port.filter(|_| !seen || known.unhealthy) {
                 tokio::spawn(lifecycle::probe(id.clone(), running.epoch, port, self.reports.clone()));
@@ -260,9 +270,4 @@ impl Agent {
             }
         }
     }
-}
-
-/// Seconds since 1970.
-pub(super) fn unix_now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

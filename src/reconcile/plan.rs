@@ -120,7 +120,7 @@ fn plan_known(
     }
     match &known.state {
         State::Unknown => actions.push(Action::Look(id.clone())),
-        State::Starting { .. } | State::Stopping { .. } => {}
+        State::Starting { .. } | State::Stopping { .. } | State::Looking => {}
         State::Absent if leaving => actions.push(Action::Forget(id.clone())),
         State::Absent => {
             if !want.unwrap_or(&known.spec).suspended && may_start(want, known, now) {

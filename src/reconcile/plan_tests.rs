@@ -30,7 +30,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
 
 fn running(n: usize) -> Known {
     let running = Running { epoch: 1, pid: 100, program: PROGRAM.into(), since: NOW, started_at: 0 };
-    Known { state: State::Running(running), ..Known::new(u32::try_from(n).unwrap(), Some(10_001), tenant(n)) }
+    Known { state: State::Running(running), port: Some(10_001), ..Known::new(u32::try_from(n).unwrap(), tenant(n)) }
 }
 
 fn observed(ids: impl IntoIterator<Item = usize>) -> Observed {

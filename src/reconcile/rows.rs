@@ -1,27 +1,22 @@
 //! The route table's rows: what each tenant's observed state means for its requests.
 
 use crate::{
-    desired::{Limits, Tenant, TenantId},
+    desired::{Limits, TenantId},
     observed::{Known, Moment, State},
     route::{RouteLimits, RouteState, Row},
 };
 
 /// The row of one tenant.
 pub fn row(id: &TenantId, known: &Known, now: Moment) -> Row {
-    let epoch = match &known.state {
-        State::Running(running) => running.epoch,
-        State::Starting { epoch } | State::Stopping { epoch, .. } => *epoch,
-        State::Absent | State::Unknown => 0,
-    };
     Row {
         id: id.as_str().to_owned(),
         port: known.port.unwrap_or(0),
         state: route_state(known, now),
-        epoch,
+        epoch: known.epoch,
         slot: known.slot,
         tokens_valid_after: known.spec.tokens_valid_after,
         limits: limits(&known.spec.limits),
-        api_keys: api_keys(&known.spec),
+        api_keys: known.spec.api_keys.clone(),
     }
 }
 
@@ -30,7 +25,7 @@ pub fn route_state(known: &Known, now: Moment) -> RouteState {
     match &known.state {
         _ if known.spec.suspended => RouteState::Suspended,
         State::Running(_) => RouteState::Ready,
-        State::Starting { .. } | State::Unknown => RouteState::Starting,
+        State::Starting { .. } | State::Unknown | State::Looking => RouteState::Starting,
         State::Stopping { .. } => RouteState::Draining,
         State::Absent if known.leaving => RouteState::Stopped,
         State::Absent if known.back_off.not_before.is_some_and(|at| at > now) => RouteState::Crashed,
@@ -46,8 +41,4 @@ fn limits(limits: &Limits) -> RouteLimits {
         queue: limits.queue,
         body_max: limits.body_max,
     }
-}
-
-fn api_keys(spec: &Tenant) -> Vec<[u8; 32]> {
-    spec.api_keys.clone()
 }
