@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::status::Failure;
-use crate::{desired::TenantId, secret::Secret};
+use crate::desired::TenantId;
 
 /// What a command asks of the loop.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,7 @@ mod schema;
 mod status;
 mod table;
 mod token;
+mod welcome;
 
 use std::{
     path::{Path, PathBuf},
@@ -82,7 +83,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let find = || find(arguments.tenants.as_deref());
     match arguments.command.unwrap_or(Command::Run(run::Args::default())) {
         Command::Run(args) => run::run(&args, &find()?),
-        Command::Check(args) => check::run(&args, find),
+        Command::Check(args) => check::run(&args, &args.file.clone().map_or_else(find, Ok)?),
         Command::Plan(args) => plan::run(&args, find),
         Command::Confirm(args) => confirm::run(&args, &load(&find()?)?),
         Command::Status(args) => status::run(&args, &load(&find()?)?),
@@ -93,14 +94,21 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Whether messages may have colour.
+fn colour_on_stderr() -> bool {
+    anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never
+}
+
 /// The tenants.toml to use.
 fn find(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(file) = given {
         return Ok(file.to_owned());
     }
-    PLACES.iter().map(PathBuf::from).find(|file| file.exists()).with_context(|| {
-        format!("no tenants.toml at {}: name one with --tenants FILE or SQ_AGENT_TENANTS", PLACES.join(" nor at "))
-    })
+    PLACES
+        .iter()
+        .map(PathBuf::from)
+        .find(|file| file.exists())
+        .with_context(|| format!("no tenants.toml at {}: name one with --tenants FILE or SQ_AGENT_TENANTS", PLACES.join(" nor at ")))
 }
 
 /// The desired state that tells where the agent runs: the file, or its last good copy while it is refused, since a command
@@ -109,7 +117,7 @@ fn load(file: &Path) -> anyhow::Result<Desired> {
     match desired::load_without_files(file) {
         Ok(desired) => Ok(desired),
         Err(rejected) => match desired::load_last_good(file) {
-            Ok(Some(desired)) => Ok(desired),
+            Ok(Some((desired, _))) => Ok(desired),
             _ => anyhow::bail!("{}", rejected.summary()),
         },
     }

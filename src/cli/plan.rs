@@ -14,7 +14,9 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  sq-agent plan                                          # this file against what runs\n  sq-agent plan tenants.toml --against old/tenants.toml  # two files, no agent needed\n\nExit: 0 nothing would change, 2 something would, 1 error.")]
+#[command(
+    after_help = "Example:\n  sq-agent plan                                          # this file against what runs\n  sq-agent plan tenants.toml --against old/tenants.toml  # two files, no agent needed\n\nExit: 0 nothing would change, 2 something would, 1 error."
+)]
 pub(super) struct Args {
     /// The file that is wanted [default: the one in use]
     file: Option<PathBuf>,
@@ -60,8 +62,7 @@ pub(super) fn run(args: &Args, find: impl FnOnce() -> anyhow::Result<PathBuf>) -
 fn read(file: &std::path::Path) -> Option<Desired> {
     desired::load_without_files(file)
         .map_err(|rejected| {
-            let colour = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
-            anstream::eprintln!("{}", rejected.render(colour));
+            anstream::eprintln!("{}", rejected.render(super::colour_on_stderr()));
         })
         .ok()
 }

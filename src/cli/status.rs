@@ -12,7 +12,9 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  sq-agent status\n  sq-agent status --json | jq '.tenants[] | select(.state != \"ready\")'\n\nExit: 0 all is as desired, 2 something is not, 1 no answer.")]
+#[command(
+    after_help = "Example:\n  sq-agent status\n  sq-agent status --json | jq '.tenants[] | select(.state != \"ready\")'\n\nExit: 0 all is as desired, 2 something is not, 1 no answer."
+)]
 pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
@@ -55,12 +57,7 @@ fn print(status: &Status) {
         anstream::eprintln!("{key} has changed and takes effect when the agent starts anew");
     }
     if let Some(held) = &status.held {
-        anstream::eprintln!(
-            "held: removing {} of {} tenants waits for `sq-agent confirm {}`",
-            held.removals.len(),
-            held.of,
-            held.hash
-        );
+        anstream::eprintln!("held: removing {} of {} tenants waits for `sq-agent confirm {}`", held.removals.len(), held.of, held.hash);
     }
     let rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
     table::print(&["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"], &rows);

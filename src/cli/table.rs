@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 
 /// Prints rows under a heading. On a terminal columns are aligned and the heading stands out; piped, each row is one
 /// line of tab-separated cells without a heading, for `cut` and `awk`.
-pub fn print(heading: &[&str], rows: &[Vec<String>]) {
+pub(super) fn print(heading: &[&str], rows: &[Vec<String>]) {
     if !std::io::stdout().is_terminal() {
         for row in rows {
             anstream::println!("{}", row.join("\t"));
@@ -34,7 +34,7 @@ fn line(cells: &[String], widths: &[usize]) -> String {
 }
 
 /// Bytes as a person reads them: `2.4M`.
-pub fn bytes(bytes: u64) -> String {
+pub(super) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["K", "M", "G", "T"];
     let mut value = bytes as f64 / 1024.0;
     let mut unit = 0;

@@ -25,9 +25,9 @@ use super::{
 };
 use crate::{
     admin::{server::Asked, status::ProxyStatus},
-    desired::{self, Desired, TenantId},
+    desired::{Desired, TenantId},
     instance::{binary::SqBinary, process::Process, scan::Found},
-    observed::{Moment, Observed},
+    observed::{Known, Moment, Observed, State},
     proxy::{settings::Settings, supervisor::ProxyEvent},
     route::Activity,
     secret::Secret,
@@ -38,6 +38,8 @@ use crate::{
 const TICK: Duration = Duration::from_secs(5);
 /// Everything that really runs is looked at this often.
 pub(super) const SURVEY: Duration = Duration::from_secs(20);
+/// How long a starting agent may leave an earlier one's rows in force.
+const SETTLE: Duration = Duration::from_secs(2);
 /// How many events are taken in before the next look at the rest; bounds the delay of a publish.
 const BATCH: usize = 256;
 
@@ -75,6 +77,8 @@ pub struct Agent {
     /// The next round plans for everybody.
     pub(super) replan: bool,
     pub(super) surveying: bool,
+    /// The rows in the table are this agent's.
+    pub(super) settled: bool,
     /// The agent ends: nothing is started any more.
     pub(super) stopping: bool,
 }
@@ -134,7 +138,7 @@ impl Agent {
                         self.reload();
                         self.renew_settings();
                     }
-                    Signal::Stop if self.stopping => return self,
+                    Signal::Stop if self.stopping => self.end_now(),
                     Signal::Stop => self.stop_all(),
                 },
                 _ = tick.tick() => {
@@ -166,7 +170,17 @@ impl Agent {
             }
         }
         self.begin_starts(now);
-        self.routes.publish(&self.observed, now);
+        if self.settled(now) {
+            self.routes.publish(&self.observed, now);
+        }
+    }
+
+    /// At the start the table keeps the rows of an earlier agent until it is clear which instances live, so that no request
+    /// waits for what was ready all along.
+    fn settled(&mut self, now: Moment) -> bool {
+        let open = |known: &Known| matches!(known.state, State::Unknown | State::Looking);
+        self.settled = self.settled || now.since(self.started) >= SETTLE || !self.observed.known.values().any(open);
+        self.settled
     }
 
     fn next_try(&self) -> Instant {
@@ -195,13 +209,11 @@ impl Agent {
         let new = Arc::new(new);
         if new.hash != self.desired.hash {
             tracing::info!(hash = %new.hash, tenants = new.tenants.len(), "tenants.toml is in force");
-            if let Err(error) = desired::save_last_good(&new) {
-                tracing::error!(%error, "the copy of the last good tenants.toml cannot be written; a restart depends on the file itself");
-            }
         }
         let program_changed = new.sq != self.desired.sq;
         let settings_changed = new.proxy != self.desired.proxy;
         self.desired = new;
+        self.save_last_good();
         self.ports.range(self.desired.ports);
         if settings_changed {
             self.renew_settings();

@@ -12,7 +12,11 @@ use super::{
 };
 use crate::{
     desired::TenantId,
-    instance::{binary, ports, process::Process, spawn::SpawnSpec},
+    instance::{
+        binary, ports,
+        process::{Process, StopSignal},
+        spawn::SpawnSpec,
+    },
     instance_key,
     observed::{Known, Moment, State, StopReason},
     store::unix_now,
@@ -139,7 +143,8 @@ impl Agent {
                     }
                     return Some(port);
                 }
-                state => self.skip_port(id, port, &state.to_string(), now),
+                ports::PortState::Taken { by } => self.skip_port(id, port, &by, now),
+                ports::PortState::Forbidden(why) => self.skip_port(id, port, &why, now),
             }
         }
     }
@@ -168,8 +173,7 @@ impl Agent {
         known.state = State::Stopping { epoch, why };
         self.routes.touch(id);
         tracing::info!(tenant = %id, epoch, why = why.text(), "instance drains and stops");
-        let task =
-            lifecycle::drain_and_stop(id.clone(), epoch, process.clone(), self.activity.clone(), known.slot, self.reports.clone());
+        let task = lifecycle::drain_and_stop(id.clone(), epoch, process.clone(), self.activity.clone(), known.slot, self.reports.clone());
         // The row must say `draining` before the drain looks at what is in flight: publish, then look.
         self.routes.publish(&self.observed, now);
         tokio::spawn(task);
@@ -227,6 +231,15 @@ impl Agent {
         tracing::info!(instances = running.len(), "stopping: instances drain and end; a second signal ends the agent at once");
         for id in running {
             self.begin_stop(&id, StopReason::Shutdown, now);
+        }
+    }
+
+    /// No more draining: every instance is told to end now.
+    pub(super) fn end_now(&mut self) {
+        for process in self.processes.values() {
+            if let Err(error) = process.signal(StopSignal::Term) {
+                tracing::warn!(pid = process.pid(), %error, "an instance could not be told to end");
+            }
         }
     }
 

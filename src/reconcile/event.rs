@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use crate::{
     desired::TenantId,
-    instance::{binary::SqBinary, process::{Exit, Process}, scan::Found},
+    instance::{
+        binary::SqBinary,
+        process::{Exit, Process},
+        scan::Found,
+    },
 };
 
 /// News for the loop.
@@ -16,8 +20,8 @@ pub enum Event {
     Looked(TenantId, Look),
     /// A full look at the host.
     Surveyed(Survey),
-    /// The program for instances is there, or is not.
-    Program(Result<SqBinary, String>),
+    /// The search for the program of this identity ended.
+    Program(String, Result<SqBinary, String>),
 }
 
 /// How an instance changed.

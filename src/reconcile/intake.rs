@@ -67,6 +67,11 @@ impl Intake {
         }
     }
 
+    /// The file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// Seconds for which the file could not be applied, and why.
     pub fn stale(&self, now: Moment) -> Option<(u64, &str)> {
         self.refused.as_ref().map(|refused| (now.since(refused.since).as_secs().max(1), refused.text.as_str()))
@@ -80,7 +85,9 @@ fn follows(in_force: &Desired, new: Desired) -> Result<Desired, String> {
         ("name", in_force.name.clone(), new.name.clone()),
     ] {
         if old != new {
-            return Err(format!("[agent] {key} cannot change while the agent runs (it is {old:?}, the file says {new:?}): put it back, or stop the agent first"));
+            return Err(format!(
+                "[agent] {key} cannot change while the agent runs (it is {old:?}, the file says {new:?}): put it back, or stop the agent first"
+            ));
         }
     }
     Ok(new)

@@ -67,7 +67,7 @@ fn why(not_ready: NotReady, port: u16) -> NotStarted {
     match not_ready {
         NotReady::PortTaken { .. } => NotStarted::PortTaken,
         // sq panics when somebody else holds its port (sq-facts): then this is not its fault.
-        NotReady::Exited(_) if matches!(ports::probe_free(port), PortState::Taken(_)) => NotStarted::PortTaken,
+        NotReady::Exited(_) if matches!(ports::probe_free(port), PortState::Taken { .. }) => NotStarted::PortTaken,
         other => NotStarted::Failed(other.to_string()),
     }
 }

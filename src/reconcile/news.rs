@@ -24,17 +24,7 @@ impl Agent {
             Event::Instance(..) => {}
             Event::Looked(id, look) => self.looked(&id, look, now),
             Event::Surveyed(survey) => self.surveyed(survey),
-            Event::Program(Ok(program)) => {
-                tracing::info!(path = %program.path.display(), version = %program.version, "sq is there");
-                self.observed.program = self.desired.sq.identity();
-                self.program = Some(program);
-                self.replan = true;
-            }
-            Event::Program(Err(error)) => {
-                tracing::error!(error, "sq cannot be had; what runs goes on, nothing is started; tried again in a minute");
-                self.note_event(None, "sq_missing", &error);
-                self.retry_program();
-            }
+            Event::Program(identity, found) => self.program_found(&identity, found),
         }
     }
 
@@ -75,8 +65,7 @@ impl Agent {
     fn ready(&mut self, id: &TenantId, epoch: u64, now: Moment) {
         self.queue.done(id);
         let Some(process) = self.processes.get(id) else { return };
-        let running =
-            Running { epoch, pid: process.pid(), program: self.observed.program.clone(), since: now, started_at: unix_now() };
+        let running = Running { epoch, pid: process.pid(), program: self.observed.program.clone(), since: now, started_at: unix_now() };
         if let Some(known) = self.observed.known.get_mut(id) {
             tracing::info!(tenant = %id, epoch, pid = running.pid, port = known.port, "instance is ready");
             known.restarts += u64::from(known.started_before);
@@ -223,7 +212,8 @@ impl Agent {
             if !due(known.slot) || self.stopping {
                 continue;
             }
-            let seen = self.activity.slot(known.slot).is_some_and(|slot| slot.snapshot().last_answer.is_some_and(|at| u64::from(at) >= since));
+            let seen =
+                self.activity.slot(known.slot).is_some_and(|slot| slot.snapshot().last_answer.is_some_and(|at| u64::from(at) >= since));
             // An unhealthy one is asked itself: what the proxy saw may be the answer before it hung.
             if let Some(port) = known.port.filter(|_| !seen || known.unhealthy) {
                 tokio::spawn(lifecycle::probe(id.clone(), running.epoch, port, self.reports.clone()));
@@ -249,8 +239,8 @@ impl Agent {
                 self.note_event(None, "settings_refused", &why);
                 self.proxy.detail = Some(format!("refused the new settings: {why}"));
             }
-            ProxyEvent::Nudge { slot } => {
-                if let Some(id) = self.observed.known.iter().find(|(_, known)| known.slot == slot).map(|(id, _)| id.clone()) {
+            ProxyEvent::Nudge { id, .. } => {
+                if self.observed.known.contains_key(&id) {
                     self.queue.request(&id);
                     self.touched.insert(id);
                 }

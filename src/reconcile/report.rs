@@ -92,9 +92,9 @@ impl Agent {
             epoch: known.epoch,
             restarts: known.restarts,
             last_exit: known.last_exit.clone(),
-            started_at: running
-                .filter(|running| running.started_at > 0)
-                .map(|running| humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(running.started_at)).to_string()),
+            started_at: running.filter(|running| running.started_at > 0).map(|running| {
+                humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(running.started_at)).to_string()
+            }),
             memory_bytes: self.memory.get(id).copied(),
             requests: self.activity.slot(known.slot).map_or(0, |slot| slot.snapshot().requests),
             detail: detail(known, held, waits_for_program, &self.user_dir(id).join("sq.log").display().to_string(), now),

@@ -1,6 +1,6 @@
 //! What belongs to a tenant: slot, port, epochs, its running instance; and ports in quarantine.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::collections::HashMap;
 
 use rusqlite::{ErrorCode, OptionalExtension, Row, params};
 
