@@ -27,7 +27,7 @@ use std::{
 pub use debounce::{Debounce, LONGEST, QUIET};
 pub use last_good::{SaveError, last_good_path, load_last_good, save_last_good};
 pub use model::*;
-pub use problem::{Place, Problem, Rejected};
+pub use problem::{Place, Problem, Rejected, Related};
 pub use schema::{reference_markdown, schema};
 pub use tenants::{MAX_API_KEYS, MAX_LIMIT_SETS, MAX_TENANTS};
 use toml::de::DeTable;

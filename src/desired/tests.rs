@@ -124,8 +124,8 @@ fn a_bad_id_says_what_an_id_is() {
 fn a_second_tenant_of_one_id_is_shown_with_the_first() {
     let text = "[[tenants]]\nid = 'a'\n[[tenants]]\nid = 'A'\n[[tenants]]\nid = 'a'\n";
     let found = problems(text);
-    let (first, label) = found[0].related.as_ref().expect("the first");
-    assert_eq!((found.len(), found[0].place.as_ref().unwrap().line, first.line, label.as_str()), (1, 6, 2, "the first one"));
+    let first = found[0].related.as_ref().expect("the first");
+    assert_eq!((found.len(), found[0].place.as_ref().unwrap().line, first.place.line, first.label.as_str()), (1, 6, 2, "the first one"));
     let shown = parse(text, Path::new(FILE)).unwrap_err().to_string();
     assert!(shown.contains("tenants.toml:6:6") && shown.contains("the first one"), "{shown}");
 }
@@ -145,39 +145,39 @@ fn an_unknown_key_or_tier_is_answered_with_the_nearest() {
 fn a_wrong_type_is_answered_with_the_form() {
     for (line, offending, says) in [
         ("rate = 100", "100", "write `rate = \"100/m\"`"),
-        ("burst = '20'", "'20'", "is a whole number, not a string; write `burst = 20`"),
+        ("burst = '20'", "'20'", "must be a whole number, not a string; write `burst = 20`"),
         ("memory_max = 20", "20", "write `memory_max = \"20M\"`"),
-        ("cpu_quota = 0.1", "0.1", "is a string, not a float"),
-        ("suspended = 'yes'", "'yes'", "is true or false, not a string"),
-        ("api_keys = 'x'", "'x'", "is a list, not a string"),
+        ("cpu_quota = 0.1", "0.1", "must be a string, not a float"),
+        ("suspended = 'yes'", "'yes'", "must be true or false, not a string"),
+        ("api_keys = 'x'", "'x'", "must be a list, not a string"),
         ("queue = [1]", "[1]", "not an array"),
     ] {
         refused(&format!("[[tenants]]\nid = 'a'\n{line}\n"), if line.starts_with("api") { "'x'" } else { offending }, &[says]);
     }
-    refused("[tenants]\nid = 'a'\n", "[tenants]", &["is a list of tables, not a table", "`[[tenants]]`"]);
-    refused("tiers = 1\n", "1", &["is a table", "`[tiers.NAME]`"]);
+    refused("[tenants]\nid = 'a'\n", "[tenants]", &["must be a list of tables, not a table", "`[[tenants]]`"]);
+    refused("tiers = 1\n", "1", &["must be a table", "`[tiers.NAME]`"]);
     refused("[tiers]\nfree = 'x'\n", "'x'", &["`[tiers.free]`"]);
-    refused("[[proxy]]\n", "[[proxy]]", &["is a table, not an array"]);
+    refused("[[proxy]]\n", "[[proxy]]", &["must be a table, not an array"]);
 }
 
 #[test]
 fn a_limit_outside_its_range_names_the_range() {
     for (line, says) in [
-        ("rate = '0/m'", "is at least 1"),
+        ("rate = '0/m'", "must be at least 1"),
         ("rate = '100/w'", "second, minute, hour or day"),
         ("rate = '+1/m'", "not \"+1/m\""),
         ("rate = '99999999999/s'", "at most 1000000"),
         ("memory_max = '20'", "K, M or G"),
         ("memory_max = '20MB'", "K, M or G"),
-        ("memory_max = '99999999999G'", "is a number"),
-        ("memory_max = '1M'", "is at least 4M"),
-        ("body_max = '65M'", "is at most 64M"),
+        ("memory_max = '99999999999G'", "must be a number"),
+        ("memory_max = '1M'", "must be at least 4M"),
+        ("body_max = '65M'", "must be at most 64M"),
         ("body_max = 'none'", "K, M or G"),
         ("cpu_quota = '0%'", "from 1% to 25600%"),
         ("cpu_quota = '10'", "whole percentage"),
-        ("burst = -1", "between 0 and 10000, this is -1"),
+        ("burst = -1", "must lie between 0 and 10000, this is -1"),
         ("concurrency = 0", "between 1 and 512"),
-        ("queue = 65536", "between 0 and 10000"),
+        ("queue = 65536", "must lie between 0 and 10000"),
     ] {
         let value = line.split_once("= ").unwrap().1;
         refused(&format!("[[tenants]]\nid = 'a'\n{line}\n"), value, &[says]);
@@ -188,9 +188,9 @@ fn a_limit_outside_its_range_names_the_range() {
 #[test]
 fn ports_must_be_there_and_free_for_instances() {
     for (ports, says) in [
-        ("1023-2000", "start at 1024"),
+        ("1023-2000", "must start at 1024"),
         ("9-8", "empty range"),
-        ("2000-70000", "end at 65535"),
+        ("2000-70000", "must end at 65535"),
         ("2000", "range of ports"),
         ("a-b", "range of ports"),
         ("2000-+9", "range of ports"),
@@ -211,7 +211,7 @@ fn ports_must_be_there_and_free_for_instances() {
 
 #[test]
 fn an_address_can_be_bound_once() {
-    refused("[proxy]\nlisten = ['localhost:1']\n", "'localhost:1'", &["is an IP address with a port"]);
+    refused("[proxy]\nlisten = ['localhost:1']\n", "'localhost:1'", &["must be an IP address with a port"]);
     refused("[proxy]\nlisten = []\n", "[]", &["empty list"]);
     refused("[proxy]\nlisten = ['1.2.3.4:443', '1.2.3.4:443']\n", "'1.2.3.4:443'", &["beside 1.2.3.4:443"]);
     refused("[proxy]\nlisten = ['0.0.0.0:443', '1.2.3.4:443']\n", "'1.2.3.4:443'", &["beside 0.0.0.0:443"]);

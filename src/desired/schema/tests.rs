@@ -1,6 +1,6 @@
 //! The schema, the table of keys and the parser say the same.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::LazyLock};
 
 use regex::Regex;
 use toml::de::DeTable;
@@ -53,8 +53,8 @@ fn kind_of(value: &Json) -> &'static str {
 }
 
 fn in_schema(text: &str) -> Option<String> {
-    let root = schema();
-    breach(&root, &root, &to_json(&DeValue::Table(DeTable::parse(text).unwrap().into_inner())))
+    static ROOT: LazyLock<Json> = LazyLock::new(schema);
+    breach(&ROOT, &ROOT, &to_json(&DeValue::Table(DeTable::parse(text).unwrap().into_inner())))
 }
 
 /// A small good file that holds `key = value` in `section`, and what else that section needs.
