@@ -129,7 +129,7 @@ fn read_named(section: &'static Section, tables: &toml::de::DeTable<'_>, found: 
         let fields = match value.get_ref().as_table() {
             Some(table) => read_table(section, table, value.span(), found),
             None => {
-                let message = format!("`{}` is a table, not {}", name.get_ref().escape_debug(), article(value.get_ref()));
+                let message = format!("`{}` must be a table, not {}", name.get_ref().escape_debug(), article(value.get_ref()));
                 let help = format!("write its keys under a line `[tiers.{}]`", name.get_ref().escape_debug());
                 found.push(Finding::new(value.span(), message, help));
                 Fields::none(section)
@@ -146,7 +146,7 @@ fn read_scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
         Kind::Integer { min, max } => {
             let integer = value.as_integer().ok_or_else(|| wrong("a whole number", value))?;
             let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|n| (min..=max).contains(n));
-            number.map(Value::Number).ok_or_else(|| format!("lies between {min} and {max}, this is {integer}"))
+            number.map(Value::Number).ok_or_else(|| format!("must lie between {min} and {max}, this is {integer}"))
         }
         Kind::Moment => moment(value.as_datetime().ok_or_else(|| wrong("a date and time, without quotes", value))?).map(Value::Number),
         Kind::List(_) => Err(wrong("a list", value)),
@@ -165,20 +165,20 @@ fn read_text(kind: Kind, text: &str) -> Result<Value, Fault> {
         Kind::CpuOrNone => percent(text, MAX_CPU_PERCENT).map(Value::Number),
         Kind::RateOrNone => rate(text).map(Value::Rate),
         Kind::Ports => ports(text).map(Value::Ports),
-        Kind::Address => text.parse().map(Value::Address).map_err(|_| format!("is an IP address with a port, not {text:?}")),
+        Kind::Address => text.parse().map(Value::Address).map_err(|_| format!("must be an IP address with a port, not {text:?}")),
         Kind::Algorithm => algorithm(text).map(Value::Algorithm),
         Kind::Digest => digest(text).map(Value::Digest),
         Kind::Id => TenantId::parse(text).map(Value::Id).map_err(|bad| format!("is not usable: {bad}")),
-        Kind::Name => check(is_name(text), own(), "has 1 to 64 lower-case letters, digits or `-`"),
-        Kind::TierName => check(is_tier_name(text), own(), "has 1 to 32 letters, digits, `_` or `-`"),
-        Kind::Version => check(is_version(text), own(), "is one exact version of three numbers, not a range"),
-        Kind::Url => check(is_url(text), own(), "is an https:// address with a host"),
-        Kind::Path if text.starts_with('~') => Err("is a path, and `~` is not expanded in it".into()),
-        Kind::Path => check(!text.is_empty() && !text.contains('\0'), own(), "is a path, at least one character and no NUL"),
+        Kind::Name => check(is_name(text), own(), "must have 1 to 64 lower-case letters, digits or `-`"),
+        Kind::TierName => check(is_tier_name(text), own(), "must have 1 to 32 letters, digits, `_` or `-`"),
+        Kind::Version => check(is_version(text), own(), "must be one exact version of three numbers, not a range"),
+        Kind::Url => check(is_url(text), own(), "must be an https:// address with a host"),
+        Kind::Path if text.starts_with('~') => Err("must be a whole path: `~` is not expanded in it".into()),
+        Kind::Path => check(!text.is_empty() && !text.contains('\0'), own(), "must be a path, at least one character and no NUL"),
         _ => check(
             (1..=256).contains(&text.len()) && !text.chars().any(char::is_control),
             own(),
-            "has 1 to 256 bytes and no control characters",
+            "must have 1 to 256 bytes and no control characters",
         ),
     }
 }
@@ -188,7 +188,7 @@ fn check(good: bool, value: Value, rule: &str) -> Result<Value, Fault> {
 }
 
 fn wrong(wanted: &str, value: &DeValue<'_>) -> Fault {
-    format!("is {wanted}, not {}", article(value))
+    format!("must be {wanted}, not {}", article(value))
 }
 
 fn article(value: &DeValue<'_>) -> String {
@@ -205,9 +205,9 @@ fn size(text: &str, min: u64, max: u64) -> Result<u64, Fault> {
         decimal(&text[..at])?.checked_mul(1 << shift)
     });
     match bytes {
-        None => Err(format!("is a number with K, M or G (KiB, MiB, GiB), not {text:?}")),
-        Some(bytes) if bytes < min => Err(format!("is at least {}, not {text:?}", size_text(min))),
-        Some(bytes) if bytes > max => Err(format!("is at most {}, not {text:?}", size_text(max))),
+        None => Err(format!("must be a number with K, M or G (KiB, MiB, GiB), not {text:?}")),
+        Some(bytes) if bytes < min => Err(format!("must be at least {}, not {text:?}", size_text(min))),
+        Some(bytes) if bytes > max => Err(format!("must be at most {}, not {text:?}", size_text(max))),
         Some(bytes) => Ok(bytes),
     }
 }
@@ -223,7 +223,7 @@ pub(crate) fn size_text(bytes: u64) -> String {
 
 fn percent(text: &str, max: u64) -> Result<u64, Fault> {
     let number = text.strip_suffix('%').and_then(decimal).filter(|n| (1..=max).contains(n));
-    number.ok_or_else(|| format!("is a whole percentage from 1% to {max}%, not {text:?}"))
+    number.ok_or_else(|| format!("must be a whole percentage from 1% to {max}%, not {text:?}"))
 }
 
 fn rate(text: &str) -> Result<Rate, Fault> {
@@ -238,20 +238,20 @@ fn rate(text: &str) -> Result<Rate, Fault> {
         Some(Rate { count: u32::try_from(decimal(count)?).unwrap_or(u32::MAX), per_seconds })
     });
     match parsed {
-        None => Err(format!("is a number of requests a second, minute, hour or day (s, m, h, d), not {text:?}")),
-        Some(Rate { count: 0, .. }) => Err("is at least 1 (`suspended = true` shuts a tenant out)".into()),
-        Some(Rate { count, .. }) if count > MAX_RATE => Err(format!("names at most {MAX_RATE} requests")),
+        None => Err(format!("must be a number of requests a second, minute, hour or day (s, m, h, d), not {text:?}")),
+        Some(Rate { count: 0, .. }) => Err("must be at least 1 (`suspended = true` shuts a tenant out)".into()),
+        Some(Rate { count, .. }) if count > MAX_RATE => Err(format!("must name at most {MAX_RATE} requests")),
         Some(rate) => Ok(rate),
     }
 }
 
 fn ports(text: &str) -> Result<PortRange, Fault> {
     let ends = text.split_once('-').and_then(|(first, last)| Some((decimal(first)?, decimal(last)?)));
-    let (first, last) = ends.ok_or_else(|| format!("is a range of ports, not {text:?}"))?;
-    let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(last)) else { return Err("end at 65535".into()) };
+    let (first, last) = ends.ok_or_else(|| format!("must be a range of ports, not {text:?}"))?;
+    let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(last)) else { return Err("must end at 65535 or below".into()) };
     match () {
         () if first > last => Err(format!("is an empty range: {first} lies above {last}")),
-        () if first < 1024 => Err("start at 1024: those below belong to the system".into()),
+        () if first < 1024 => Err("must start at 1024 or above: lower ports belong to the system".into()),
         () => Ok(PortRange { first, last }),
     }
 }
@@ -262,13 +262,13 @@ fn algorithm(text: &str) -> Result<Algorithm, Fault> {
         "ES256" => Ok(Algorithm::ES256),
         "EdDSA" => Ok(Algorithm::EdDSA),
         "RS256" => Ok(Algorithm::RS256),
-        _ => Err(format!("is HS256, ES256, EdDSA or RS256, not {text:?}")),
+        _ => Err(format!("must be HS256, ES256, EdDSA or RS256, not {text:?}")),
     }
 }
 
 fn digest(text: &str) -> Result<[u8; 32], Fault> {
     // The text itself stays out of the message: it may be the key where its digest should stand.
-    let fault = || "is the SHA-256 of a key (`sha256:` and 64 hex digits), never the key itself".to_owned();
+    let fault = || "must be the SHA-256 of a key (`sha256:` and 64 hex digits), never the key itself".to_owned();
     let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.is_ascii()).ok_or_else(fault)?;
     let mut bytes = [0; 32];
     for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
@@ -292,7 +292,7 @@ fn moment(datetime: &Datetime) -> Result<u64, Fault> {
     let utc = Datetime { offset: Some(Offset::Z), time, ..*datetime }.to_string();
     let seconds = humantime::parse_rfc3339(&utc).ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let seconds = seconds.and_then(|since| i64::try_from(since.as_secs()).ok()).map(|s| s + i64::from(nanos > 0) - minutes * 60);
-    seconds.and_then(|s| u64::try_from(s).ok()).ok_or_else(|| "does not lie before 1970".into())
+    seconds.and_then(|s| u64::try_from(s).ok()).ok_or_else(|| "must not lie before 1970".into())
 }
 
 /// A number of plain digits: no sign, no space, no underscore.

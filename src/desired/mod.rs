@@ -4,14 +4,19 @@
 //! Each step adds to one list of findings, so that a person sees all problems of a file at once.
 #![forbid(unsafe_code)]
 
+mod debounce;
 mod fields;
 mod files;
 mod keys;
 mod kind;
+mod last_good;
 mod model;
 mod problem;
+mod schema;
 mod settings;
+mod syntax;
 mod tenants;
+mod watch;
 
 use std::{
     fs,
@@ -19,10 +24,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use debounce::{Debounce, LONGEST, QUIET};
+pub use last_good::{SaveError, last_good_path, load_last_good, save_last_good};
 pub use model::*;
-pub use problem::{Place, Problem, Rejected};
+pub use problem::{Place, Problem, Rejected, Related};
+pub use schema::{reference_markdown, schema};
 pub use tenants::{MAX_API_KEYS, MAX_LIMIT_SETS, MAX_TENANTS};
 use toml::de::DeTable;
+pub use watch::{Watch, WatchError, fingerprint};
 
 use self::{
     files::NamedFile,
@@ -43,9 +52,8 @@ pub fn parse(text: &str, file: &Path) -> Result<Desired, Rejected> {
 pub fn load(file: &Path) -> Result<Desired, Rejected> {
     let text = read(file)?;
     let (desired, named) = parse_named(&text, &absolute(file), file)?;
-    let source = Source::new(&text);
-    let problems: Vec<Problem> = files::check(&named).into_iter().map(|finding| source.problem(finding)).collect();
-    if problems.is_empty() { Ok(desired) } else { Err(Rejected { file: file.into(), problems }) }
+    let found = files::check(&named);
+    if found.is_empty() { Ok(desired) } else { Err(rejected(&Source::new(&text), file, found)) }
 }
 
 /// Reads `file` without the checks of [`load`] that look at other files: for a desired state that is meant for another host.
@@ -98,32 +106,19 @@ fn parse_named(text: &str, file: &Path, shown: &Path) -> Result<(Desired, Vec<Na
         return Ok(built);
     }
     let source = Source::new(text);
-    let mut problems = in_order(&source, &syntax, found);
-    problems.sort_by_key(|finding| finding.span.start);
-    Err(Rejected { file: shown.into(), problems: problems.into_iter().map(|finding| source.problem(finding)).collect() })
+    let mut all = syntax::findings(&source, &syntax);
+    let broken: Vec<usize> = all.iter().map(|finding| source.line_of(finding.span.start)).collect();
+    // Beside a syntax error, a finding on its line or one that a skipped key or tier explains would only mislead.
+    let stands = |finding: &Finding| broken.is_empty() || !finding.echo && !broken.contains(&source.line_of(finding.span.start));
+    all.extend(found.into_iter().filter(stands));
+    Err(rejected(&source, shown, all))
 }
 
-/// Syntax errors and findings together, without the findings that merely follow from a syntax error.
-fn in_order(source: &Source<'_>, syntax: &[toml::de::Error], found: Vec<Finding>) -> Vec<Finding> {
-    let mut problems: Vec<Finding> = Vec::new();
-    for error in syntax {
-        let finding = syntax_finding(error);
-        // One slip often makes the parser complain several times about a line; the first complaint is the one to act on.
-        if problems.last().is_none_or(|last| source.line_of(last.span.start) != source.line_of(finding.span.start)) {
-            problems.push(finding);
-        }
-    }
-    let broken: Vec<usize> = problems.iter().map(|finding| source.line_of(finding.span.start)).collect();
-    let stands = |finding: &Finding| syntax.is_empty() || !finding.echo && !broken.contains(&source.line_of(finding.span.start));
-    problems.extend(found.into_iter().filter(stands));
-    problems
+/// The refusal of `file` for what was `found`, in the order in which it stands.
+fn rejected(source: &Source<'_>, file: &Path, mut found: Vec<Finding>) -> Rejected {
+    found.sort_by_key(|finding| finding.span.start);
+    Rejected { file: file.into(), problems: found.into_iter().map(|finding| source.problem(finding)).collect() }
 }
 
-fn syntax_finding(error: &toml::de::Error) -> Finding {
-    let help = match error.message() {
-        message if message.contains("duplicate key") => "keep one of the two",
-        message if message.contains("string") => "put the text between double quotes: key = \"text\"",
-        _ => "each line is `key = value`, a `[table]` or a comment; see https://toml.io",
-    };
-    Finding::new(error.span().unwrap_or(0..0), format!("not valid TOML: {}", error.message()), help)
-}
+#[cfg(test)]
+mod tests;

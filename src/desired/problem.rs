@@ -37,8 +37,17 @@ pub struct Problem {
     pub offending: String,
     /// What to write or to do instead.
     pub help: String,
-    /// Where the other half of a conflict stands (the first of two equal ids), and what it is.
-    pub related: Option<(Place, String)>,
+    /// The other half of a conflict, such as the first of two equal ids.
+    pub related: Option<Related>,
+}
+
+/// A second place that a problem has to do with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Related {
+    /// Where.
+    pub place: Place,
+    /// What stands there, in a few words.
+    pub label: String,
 }
 
 /// A file that is refused, with all its problems in the order in which they stand.
@@ -95,7 +104,7 @@ impl Rejected {
             Some(place) => title.element(snippet(place, AnnotationKind::Primary, None)),
             None => title.element(Origin::path(path.clone())),
         };
-        if let Some((place, label)) = &problem.related {
+        if let Some(Related { place, label }) = &problem.related {
             group = group.element(snippet(place, AnnotationKind::Context, Some(label)));
         }
         let groups: [Group<'_>; 1] = [group.element(Level::HELP.message(problem.help.as_str()))];
@@ -201,7 +210,7 @@ impl<'a> Source<'a> {
     pub(crate) fn problem(&self, finding: Finding) -> Problem {
         let place = self.place(&finding.span, finding.show);
         let offending = place.text[place.within.clone()].to_owned();
-        let related = finding.related.map(|(span, label)| (self.place(&span, finding.show), label.to_owned()));
+        let related = finding.related.map(|(span, label)| Related { place: self.place(&span, finding.show), label: label.to_owned() });
         Problem { place: Some(place), message: finding.message, offending, help: finding.help, related }
     }
 }
