@@ -214,3 +214,128 @@ fn read_tenant(row: &Row<'_>) -> rusqlite::Result<TenantRecord> {
     let removed_at = row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned);
     Ok(TenantRecord { id, slot: row.get(1)?, port: row.get(2)?, epoch: read_u64(row, 3)?, spec: row.get(4)?, removed_at, instance })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> TenantId {
+        TenantId::parse(text).unwrap()
+    }
+
+    fn empty() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap().store;
+        (dir, store)
+    }
+
+    fn instance(epoch: u64) -> InstanceRecord {
+        let boot_id = "b7a1c5c0-0000-0000-0000-000000000000".into();
+        InstanceRecord {
+            epoch,
+            pid: 4711,
+            start_time: u64::MAX,
+            boot_id,
+            port: 10_001,
+            binary: "/opt/sq".into(),
+            started_at: 1_770_000_000,
+        }
+    }
+
+    #[test]
+    fn everything_written_is_read_back_by_the_next_agent() {
+        let (dir, store) = empty();
+        let a = id("user+x@example.com");
+        let slot = store.assign_slot(&a).unwrap();
+        let epoch = store.next_epoch(&a).unwrap();
+        store.set_port(&a, 10_001).unwrap();
+        store.set_spec(&a, "{}").unwrap();
+        store.record_instance(&a, &instance(epoch)).unwrap();
+        drop(store);
+        let store = Store::open(dir.path()).unwrap().store;
+        let expected = TenantRecord {
+            id: a.clone(),
+            slot: Some(slot),
+            port: Some(10_001),
+            epoch,
+            spec: Some("{}".into()),
+            removed_at: None,
+            instance: Some(instance(epoch)),
+        };
+        assert_eq!(store.load().unwrap(), std::slice::from_ref(&expected));
+        store.clear_instance(&a).unwrap();
+        store.tombstone(&a, 5).unwrap();
+        assert_eq!(store.load().unwrap(), [TenantRecord { removed_at: Some(5), instance: None, ..expected }]);
+    }
+
+    #[test]
+    fn a_tenant_that_comes_back_has_its_slot_and_a_higher_epoch() {
+        let (_dir, store) = empty();
+        assert_eq!((store.assign_slot(&id("a")).unwrap(), store.assign_slot(&id("b")).unwrap()), (0, 1));
+        assert_eq!((store.next_epoch(&id("a")).unwrap(), store.next_epoch(&id("a")).unwrap()), (1, 2));
+        store.tombstone(&id("a"), 5).unwrap();
+        assert_eq!(store.assign_slot(&id("c")).unwrap(), 2, "not the slot of a, who may come back");
+        assert_eq!(store.assign_slot(&id("a")).unwrap(), 0);
+        assert_eq!(store.next_epoch(&id("a")).unwrap(), 3);
+        assert_eq!(store.load().unwrap()[0].removed_at, None);
+    }
+
+    #[test]
+    fn when_no_slot_is_left_the_tenant_removed_longest_ago_gives_its_own() {
+        let (_dir, store) = empty();
+        store.batch(|store| (0..SLOTS).try_for_each(|n| store.assign_slot(&id(&format!("t{n}"))).map(drop))).unwrap();
+        assert!(matches!(store.assign_slot(&id("late")), Err(StoreError::NoSlot)));
+        store.next_epoch(&id("t7")).unwrap();
+        store.tombstone(&id("t7"), 10).unwrap();
+        store.tombstone(&id("t8"), 11).unwrap();
+        assert_eq!(store.assign_slot(&id("late")).unwrap(), 7);
+        assert_eq!(store.assign_slot(&id("t7")).unwrap(), 8, "back, in what is left");
+        assert_eq!(store.next_epoch(&id("t7")).unwrap(), 2, "its epochs go on");
+        assert!(matches!(store.assign_slot(&id("t8")), Err(StoreError::NoSlot)));
+    }
+
+    #[test]
+    fn a_port_has_one_owner_and_rests_after_use() {
+        let (_dir, store) = empty();
+        store.assign_slot(&id("a")).unwrap();
+        store.assign_slot(&id("b")).unwrap();
+        store.set_port(&id("a"), 10_001).unwrap();
+        let error = store.set_port(&id("b"), 10_001).unwrap_err().to_string();
+        assert_eq!(error, "port 10001 already belongs to a");
+        store.release_port(&id("a"), 160).unwrap();
+        store.release_port(&id("a"), 999).unwrap();
+        assert_eq!(store.quarantined(159).unwrap(), HashMap::from([(10_001, 160)]));
+        store.set_port(&id("b"), 10_001).unwrap();
+        assert!(store.quarantined(0).unwrap().is_empty(), "it is in use");
+        store.release_port(&id("b"), 160).unwrap();
+        assert!(store.quarantined(160).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_batch_that_fails_leaves_nothing() {
+        let (_dir, store) = empty();
+        let result = store.batch(|store| {
+            store.assign_slot(&id("a"))?;
+            store.next_epoch(&id("nobody"))
+        });
+        assert!(matches!(result, Err(StoreError::UnknownTenant(who)) if who == "nobody"));
+        assert!(store.load().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_unknown_tenant_is_an_error_and_not_silence() {
+        let (_dir, store) = empty();
+        let who = id("nobody");
+        assert!(store.set_port(&who, 1).is_err() && store.set_spec(&who, "").is_err() && store.tombstone(&who, 1).is_err());
+        assert!(matches!(store.record_instance(&who, &instance(1)), Err(StoreError::UnknownTenant(_))));
+    }
+
+    #[test]
+    fn an_epoch_found_running_is_never_used_again() {
+        let (_dir, store) = empty();
+        store.assign_slot(&id("a")).unwrap();
+        store.raise_epoch(&id("a"), 41).unwrap();
+        store.raise_epoch(&id("a"), 3).unwrap();
+        assert_eq!(store.next_epoch(&id("a")).unwrap(), 42);
+    }
+}
