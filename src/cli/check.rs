@@ -17,7 +17,7 @@ Examples:
   sq-agent check --no-files --json deploy.toml in a pull request, away from the host
 
 Exit codes: 0 good, 1 problems.")]
-pub struct Args {
+pub(super) struct Args {
     /// The file to check instead of the one found as for every command.
     pub file: Option<PathBuf>,
     /// Print the result as JSON.
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 /// Checks `file`. Good news and JSON go to standard output, problems for people to standard error.
-pub fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
     let result = if args.no_files { desired::load_without_files(file) } else { desired::load(file) };
     match &result {
         _ if args.json => anstream::println!("{:#}", as_json(file, &result)),

@@ -10,10 +10,10 @@ use crate::desired;
 Example:
   sq-agent schema > tenants.schema.json
   and as the first line of tenants.toml: #:schema ./tenants.schema.json")]
-pub struct Args {}
+pub(super) struct Args {}
 
 /// Prints the schema.
-pub fn run(_args: &Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(_args: &Args) -> anyhow::Result<ExitCode> {
     anstream::println!("{:#}", desired::schema());
     Ok(ExitCode::SUCCESS)
 }

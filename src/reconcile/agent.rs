@@ -17,7 +17,7 @@ use super::{
     guard::Held,
     health::Health,
     intake::{Intake, Taken},
-    lifecycle::Reports,
+    lifecycle::{Drain, Reports},
     plan::{self, Action},
     port_book::PortBook,
     queue::StartQueue,
@@ -74,6 +74,8 @@ pub struct Agent {
     pub(super) reports: Reports,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
+    /// Instances whose row has to say `draining` before anybody looks at what is in flight.
+    pub(super) draining: Vec<Drain>,
     /// The next round plans for everybody.
     pub(super) replan: bool,
     pub(super) surveying: bool,
@@ -115,7 +117,7 @@ impl Agent {
         self.replan = true;
         loop {
             self.round();
-            if self.stopping && self.processes.is_empty() && self.queue.is_idle() {
+            if self.stopping && self.nothing_runs() {
                 return self;
             }
             let next_try = self.next_try();
@@ -170,9 +172,10 @@ impl Agent {
             }
         }
         self.begin_starts(now);
-        if self.settled(now) {
+        if self.settled(now) || !self.draining.is_empty() {
             self.routes.publish(&self.observed, now);
         }
+        self.drain();
     }
 
     /// At the start the table keeps the rows of an earlier agent until it is clear which instances live, so that no request
@@ -181,6 +184,11 @@ impl Agent {
         let open = |known: &Known| matches!(known.state, State::Unknown | State::Looking);
         self.settled = self.settled || now.since(self.started) >= SETTLE || !self.observed.known.values().any(open);
         self.settled
+    }
+
+    /// Whether nothing that this agent started, or found, is left.
+    fn nothing_runs(&self) -> bool {
+        self.observed.known.values().all(|known| matches!(known.state, State::Absent | State::Unknown))
     }
 
     fn next_try(&self) -> Instant {

@@ -6,7 +6,7 @@ use super::{
     agent::Agent,
     backoff,
     event::Change,
-    lifecycle,
+    lifecycle::{self, Drain},
     plan::{self, Action},
     port_book::QUARANTINE,
 };
@@ -173,10 +173,14 @@ impl Agent {
         known.state = State::Stopping { epoch, why };
         self.routes.touch(id);
         tracing::info!(tenant = %id, epoch, why = why.text(), "instance drains and stops");
-        let task = lifecycle::drain_and_stop(id.clone(), epoch, process.clone(), self.activity.clone(), known.slot, self.reports.clone());
-        // The row must say `draining` before the drain looks at what is in flight: publish, then look.
-        self.routes.publish(&self.observed, now);
-        tokio::spawn(task);
+        self.draining.push(Drain { id: id.clone(), epoch, process: process.clone(), slot: known.slot });
+    }
+
+    /// Waits for what is in flight, then stops: only once the rows that say `draining` are published.
+    pub(super) fn drain(&mut self) {
+        for drain in self.draining.drain(..) {
+            tokio::spawn(lifecycle::drain_and_stop(drain, self.activity.clone(), self.reports.clone()));
+        }
     }
 
     fn begin_look(&mut self, id: &TenantId) {

@@ -30,8 +30,20 @@ pub enum Taken {
     Same,
     /// A valid desired state.
     New(Box<Desired>),
-    /// It cannot be applied; what is in force stays. The text names place and remedy.
+    /// It cannot be applied; what is in force stays. One line that names place and remedy.
     Refused(String),
+}
+
+/// A refusal in one line, and in full.
+struct Refusal {
+    summary: String,
+    text: String,
+}
+
+impl From<Rejected> for Refusal {
+    fn from(rejected: Rejected) -> Self {
+        Self { summary: rejected.summary(), text: rejected.to_string() }
+    }
 }
 
 impl Intake {
@@ -53,16 +65,16 @@ impl Intake {
             return Taken::Same;
         }
         self.seen = fingerprint;
-        match desired::load(&self.file).map_err(|rejected| rejected.to_string()).and_then(|new| follows(in_force, new)) {
+        match desired::load(&self.file).map_err(Refusal::from).and_then(|new| follows(in_force, new)) {
             Ok(new) => {
                 self.refused = None;
                 Taken::New(Box::new(new))
             }
-            Err(text) => {
+            Err(Refusal { summary, text }) => {
                 let since = self.refused.as_ref().map_or(now, |refused| refused.since);
                 let said = self.refused.as_ref().is_some_and(|refused| refused.text == text);
-                self.refused = Some(Refused { since, text: text.clone() });
-                if said { Taken::Same } else { Taken::Refused(text) }
+                self.refused = Some(Refused { since, text });
+                if said { Taken::Same } else { Taken::Refused(summary) }
             }
         }
     }
@@ -79,15 +91,16 @@ impl Intake {
 }
 
 /// A running agent cannot move to another state directory, nor rename its shared pages under the proxy.
-fn follows(in_force: &Desired, new: Desired) -> Result<Desired, String> {
+fn follows(in_force: &Desired, new: Desired) -> Result<Desired, Refusal> {
     for (key, old, new) in [
         ("state_dir", in_force.state_dir.display().to_string(), new.state_dir.display().to_string()),
         ("name", in_force.name.clone(), new.name.clone()),
     ] {
         if old != new {
-            return Err(format!(
+            let text = format!(
                 "[agent] {key} cannot change while the agent runs (it is {old:?}, the file says {new:?}): put it back, or stop the agent first"
-            ));
+            );
+            return Err(Refusal { summary: text.clone(), text });
         }
     }
     Ok(new)

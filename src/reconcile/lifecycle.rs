@@ -39,6 +39,19 @@ const PROBE: Duration = Duration::from_secs(3);
 /// Where a task reports to.
 pub type Reports = UnboundedSender<Event>;
 
+/// An instance that is to be stopped.
+#[derive(Debug)]
+pub struct Drain {
+    /// Whose.
+    pub id: TenantId,
+    /// Its start.
+    pub epoch: u64,
+    /// Its process.
+    pub process: Arc<Process>,
+    /// The tenant's slot in the activity page.
+    pub slot: u32,
+}
+
 /// Starts an instance, proves it, then waits for its end. One task an instance, for its whole life.
 pub async fn start(id: TenantId, epoch: u64, spec: SpawnSpec, reports: Reports) {
     let report = |change| {
@@ -81,15 +94,18 @@ pub async fn watch(id: TenantId, epoch: u64, process: Arc<Process>, reports: Rep
 /// Waits until nothing is in flight for `slot` (the row says `draining` already), then ends the process.
 ///
 /// The exit itself is reported by the task that waits for it.
-pub async fn drain_and_stop(id: TenantId, epoch: u64, process: Arc<Process>, activity: Arc<Activity>, slot: u32, reports: Reports) {
-    drained(&activity, slot, DRAIN).await;
+pub async fn drain_and_stop(drain: Drain, activity: Arc<Activity>, reports: Reports) {
+    let Drain { id, epoch, process, slot } = drain;
+    if !drained(&activity, slot, DRAIN).await {
+        tracing::warn!(tenant = %id, epoch, "requests are still in flight after {} s: the instance is stopped all the same", DRAIN.as_secs());
+    }
     if tokio::time::timeout(TERM_GRACE + GONE_WITHIN, stop::stop(&process, TERM_GRACE)).await.is_err() {
         let _ = reports.send(Event::Instance(id, epoch, Change::Immortal));
     }
 }
 
 /// Whether nothing was in flight for `slot` at some moment within `patience`.
-pub async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
+async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
         if activity.slot(slot).is_none_or(|slot| slot.in_flight() == 0) {

@@ -36,6 +36,7 @@ impl Agent {
             Change::Exited(exit) => self.exited(id, epoch, exit, now),
             Change::Immortal => {
                 tracing::error!(tenant = %id, epoch, "killed, and still there: the kernel holds it; looking again");
+                self.processes.remove(id);
                 if let Some(known) = self.observed.known.get_mut(id) {
                     known.state = State::Unknown;
                 }

@@ -103,6 +103,7 @@ impl Agent {
             settings: parts.settings,
             reports,
             touched: Default::default(),
+            draining: Vec::new(),
             replan: true,
             surveying: false,
             settled: false,

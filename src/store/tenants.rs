@@ -237,7 +237,7 @@ mod tests {
             start_time: u64::MAX,
             boot_id,
             port: 10_001,
-            binary: "/opt/sq".into(),
+            program: "sq 0.6.0".into(),
             started_at: 1_770_000_000,
         }
     }
