@@ -18,7 +18,7 @@ use sq_agent::instance::{
     log::{rotate_if_needed, tail},
     probe::{self, KeyedAnswer, NotReady, ProbeError},
     process::StopSignal,
-    scan::scan,
+    scan::{scan, scan_strangers},
     stop::stop,
     usage,
 };
@@ -244,6 +244,8 @@ async fn a_scan_finds_the_instances_of_this_state_directory_alone() {
         let mut expected: Vec<_> = started.iter().zip(ids).map(|(sq, id)| (sq.pid(), id.to_owned(), sq.port, sq.start_time())).collect();
         expected.sort();
         assert_eq!(found, expected);
+        let strangers = scan_strangers(state_dir, |pid| pid != started[1].pid()).unwrap();
+        assert_eq!(strangers.iter().map(|f| f.pid).collect::<Vec<_>>(), [started[1].pid()]);
     }
     dead.exited().await;
 }
