@@ -1,8 +1,13 @@
 //! What the proxy counts for one tenant: one cache line of atomics, written by every proxy thread and read by the agent.
 //!
-//! Each word stands for itself (no reader needs two of them to agree), so every access is relaxed.
+//! Each word stands for itself (no reader needs two of them to agree), so every access is relaxed. The requests in flight are
+//! held against the route table besides, which takes fences: see [`SlotActivity::enter`].
 
-use super::atomics::{AtomicU64, Ordering::Relaxed};
+use super::atomics::{
+    AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+    fence,
+};
 use super::gcra::{self, Admission};
 
 /// Nanoseconds in a second.
@@ -113,9 +118,15 @@ impl SlotActivity {
     }
 
     /// A request begins. Returns how many are in flight now, this one included.
+    ///
+    /// Read the row again after it, and go on only if it still says `ready`: then either the agent, which publishes `draining`
+    /// before it looks at [`Self::in_flight`], sees this request, or this request sees `draining`. The fences here and there
+    /// rule out that both miss each other.
     pub fn enter(&self, side: Side) -> u32 {
         let step = |word| with_half(word, side, half(word, side).saturating_add(1));
-        in_flight(step(self.update(IN_FLIGHT, step)))
+        let before = self.update(IN_FLIGHT, step);
+        fence(SeqCst);
+        in_flight(step(before))
     }
 
     /// A request has ended. One too many does nothing.
@@ -123,8 +134,9 @@ impl SlotActivity {
         self.update(IN_FLIGHT, |word| with_half(word, side, half(word, side).saturating_sub(1)));
     }
 
-    /// Requests in flight through both proxies.
+    /// Requests in flight through both proxies; see [`Self::enter`].
     pub fn in_flight(&self) -> u32 {
+        fence(SeqCst);
         in_flight(self.words[IN_FLIGHT].load(Relaxed))
     }
 
