@@ -1,4 +1,6 @@
 //! The proxy process: tls -> auth -> route -> admit -> forward.
 #![forbid(unsafe_code)]
 
+mod auth;
+mod classify;
 pub mod settings;
