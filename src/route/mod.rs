@@ -1,6 +1,37 @@
 //! The two shared pages between agent and proxy: the route table (agent -> proxy) and the activity page (proxy -> agent).
 //!
-//! Both are fixed-size files on tmpfs whose every word is an `AtomicU64`. See design notes in each file.
+//! Both are fixed-size files on tmpfs whose every word is an `AtomicU64`:
+//!
+//! - `page`: a mapped file as words, the only `unsafe`; `layout`: which word is what.
+//! - `protocol`: how one writer and many readers share two buffers without a lock.
+//! - `image`: the writer's private image, pure; [`TableWriter`] and [`TableReader`]: the two ends.
+//! - [`gcra`]: the rate limit, pure; [`SlotActivity`] and [`Activity`]: one tenant's line, and all of them.
+
+mod activity;
+mod error;
+pub mod gcra;
+mod image;
+mod layout;
+mod page;
+mod protocol;
+mod reader;
+mod slot;
+#[cfg(test)]
+mod table_tests;
+mod writer;
+
+pub use activity::{Activity, SLOTS};
+pub use error::{Busy, TableError};
+pub use gcra::Admission;
+pub use reader::{TableReader, TenantIdText};
+pub use slot::{Side, SlotActivity, SlotSnapshot};
+pub use writer::TableWriter;
+
+/// The atomics of this room, in one place so that the protocol can be compiled with loom's instead.
+mod atomics {
+    pub(super) use std::hint::spin_loop;
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
+}
 
 /// What a row says about its tenant's instance. The numbers are the words in the table: never reuse one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,6 +49,15 @@ pub enum RouteState {
     Suspended = 5,
     /// The instance died and waits for its next try; requests park.
     Crashed = 6,
+}
+
+impl RouteState {
+    /// The state with this number in the table.
+    pub fn from_word(word: u8) -> Option<Self> {
+        [Self::Starting, Self::Ready, Self::Draining, Self::Stopped, Self::Suspended, Self::Crashed]
+            .into_iter()
+            .find(|state| *state as u8 == word)
+    }
 }
 
 /// What the proxy enforces for one tenant. Distinct values are stored once per table and shared by rows.

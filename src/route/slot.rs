@@ -1,0 +1,228 @@
+//! What the proxy counts for one tenant: one cache line of atomics, written by every proxy thread and read by the agent.
+//!
+//! Each word stands for itself (no reader needs two of them to agree), so every access is relaxed.
+
+use super::atomics::{AtomicU64, Ordering::Relaxed};
+use super::gcra::{self, Admission};
+
+/// Nanoseconds in a second.
+const SECOND: u64 = 1_000_000_000;
+/// The low half of a word.
+const LOW: u64 = 0xffff_ffff;
+
+/// Which of the two proxies that may stand side by side during an upgrade. Each counts its own requests in flight, so that those of one
+/// that died can be taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Side {
+    /// The first.
+    A = 0,
+    /// The second.
+    B = 1,
+}
+
+impl Side {
+    /// From the number that the agent tells a proxy.
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::A),
+            1 => Some(Self::B),
+            _ => None,
+        }
+    }
+
+    /// The next proxy's side.
+    pub fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
+    fn shift(self) -> u32 {
+        32 * self as u32
+    }
+}
+
+/// One tenant's slot.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct SlotActivity {
+    words: [AtomicU64; 8],
+}
+
+/// Word 0: GCRA theoretical arrival time, CLOCK_MONOTONIC, nanoseconds.
+const ARRIVAL: usize = 0;
+/// Word 1: requests in flight, side B | side A.
+const IN_FLIGHT: usize = 1;
+/// Word 2: last request | last answer, each seconds of CLOCK_MONOTONIC + 1; 0 is never.
+const LAST: usize = 2;
+/// Word 3: requests.
+const REQUESTS: usize = 3;
+/// Word 4: errors.
+const ERRORS: usize = 4;
+/// Word 5: bytes of request bodies.
+const BYTES_IN: usize = 5;
+/// Word 6: bytes of answer bodies.
+const BYTES_OUT: usize = 6;
+/// Word 7: UTC day, days since 1970 | requests on it.
+const TODAY: usize = 7;
+
+/// The values of a slot. They were read one after another, so they may be a request apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SlotSnapshot {
+    /// GCRA theoretical arrival time, CLOCK_MONOTONIC nanoseconds.
+    pub arrival_ns: u64,
+    /// Requests in flight through both proxies.
+    pub in_flight: u32,
+    /// Last request, CLOCK_MONOTONIC seconds.
+    pub last_request: Option<u32>,
+    /// Last answer from sq, CLOCK_MONOTONIC seconds.
+    pub last_answer: Option<u32>,
+    /// Requests.
+    pub requests: u64,
+    /// Answers 5xx that the proxy made, and connections to sq that broke.
+    pub errors: u64,
+    /// Bytes of request bodies.
+    pub bytes_in: u64,
+    /// Bytes of answer bodies.
+    pub bytes_out: u64,
+    /// Days since 1970 (UTC) of the last request.
+    pub day: u32,
+    /// Requests on that day.
+    pub requests_that_day: u32,
+}
+
+impl SlotActivity {
+    /// Rate limit: may one more request go on? `now_ns` is CLOCK_MONOTONIC. See [`gcra::decide`].
+    ///
+    /// All threads of both proxies decide on the same word, so together they admit no more than one alone would.
+    pub fn admit(&self, now_ns: u64, interval_ns: u64, burst: u32) -> Admission {
+        let word = &self.words[ARRIVAL];
+        let mut arrival = word.load(Relaxed);
+        loop {
+            let (admission, next) = gcra::decide(arrival, now_ns, interval_ns, burst);
+            if next == arrival || matches!(admission, Admission::Refused { .. }) {
+                return admission;
+            }
+            match word.compare_exchange_weak(arrival, next, Relaxed, Relaxed) {
+                Ok(_) => return admission,
+                Err(newer) => arrival = newer,
+            }
+        }
+    }
+
+    /// A request begins. Returns how many are in flight now, this one included.
+    pub fn enter(&self, side: Side) -> u32 {
+        let step = |word| with_half(word, side, half(word, side).saturating_add(1));
+        in_flight(step(self.update(IN_FLIGHT, step)))
+    }
+
+    /// A request has ended. One too many does nothing.
+    pub fn leave(&self, side: Side) {
+        self.update(IN_FLIGHT, |word| with_half(word, side, half(word, side).saturating_sub(1)));
+    }
+
+    /// Requests in flight through both proxies.
+    pub fn in_flight(&self) -> u32 {
+        in_flight(self.words[IN_FLIGHT].load(Relaxed))
+    }
+
+    /// A proxy died: none of its requests is in flight any more.
+    pub fn clear_side(&self, side: Side) {
+        self.words[IN_FLIGHT].fetch_and(!(LOW << side.shift()), Relaxed);
+    }
+
+    /// Counts a request. `now_ns`: CLOCK_MONOTONIC; `day`: days since 1970, UTC. Returns the requests of that day.
+    pub fn note_request(&self, now_ns: u64, day: u32) -> u32 {
+        self.words[REQUESTS].fetch_add(1, Relaxed);
+        self.update(LAST, |word| word & LOW | (word >> 32).max(stamp(now_ns)) << 32);
+        let step = |word| count_on(word, day);
+        (step(self.update(TODAY, step)) & LOW) as u32
+    }
+
+    /// sq answered. `now_ns`: CLOCK_MONOTONIC.
+    pub fn note_answer(&self, now_ns: u64) {
+        self.update(LAST, |word| word & !LOW | (word & LOW).max(stamp(now_ns)));
+    }
+
+    /// The proxy made an answer 5xx, or the connection to sq broke.
+    pub fn note_error(&self) {
+        self.words[ERRORS].fetch_add(1, Relaxed);
+    }
+
+    /// Counts bytes of a request body.
+    pub fn add_bytes_in(&self, bytes: u64) {
+        self.words[BYTES_IN].fetch_add(bytes, Relaxed);
+    }
+
+    /// Counts bytes of an answer body.
+    pub fn add_bytes_out(&self, bytes: u64) {
+        self.words[BYTES_OUT].fetch_add(bytes, Relaxed);
+    }
+
+    /// All values, for the agent.
+    pub fn snapshot(&self) -> SlotSnapshot {
+        let words: [u64; 8] = std::array::from_fn(|i| self.words[i].load(Relaxed));
+        let [arrival_ns, flights, last, requests, errors, bytes_in, bytes_out, today] = words;
+        SlotSnapshot {
+            arrival_ns,
+            in_flight: in_flight(flights),
+            last_request: ((last >> 32) as u32).checked_sub(1),
+            last_answer: (last as u32).checked_sub(1),
+            requests,
+            errors,
+            bytes_in,
+            bytes_out,
+            day: (today >> 32) as u32,
+            requests_that_day: today as u32,
+        }
+    }
+
+    /// Forgets everything: the slot is given to another tenant.
+    pub fn reset(&self) {
+        self.words.iter().for_each(|word| word.store(0, Relaxed));
+    }
+
+    /// Returns the word as it was before `step`, a function of it that may run several times.
+    fn update(&self, word: usize, step: impl Fn(u64) -> u64) -> u64 {
+        let word = &self.words[word];
+        let mut old = word.load(Relaxed);
+        loop {
+            match word.compare_exchange_weak(old, step(old), Relaxed, Relaxed) {
+                Ok(old) => return old,
+                Err(newer) => old = newer,
+            }
+        }
+    }
+}
+
+fn half(word: u64, side: Side) -> u32 {
+    (word >> side.shift()) as u32
+}
+
+fn with_half(word: u64, side: Side, value: u32) -> u64 {
+    word & !(LOW << side.shift()) | u64::from(value) << side.shift()
+}
+
+fn in_flight(word: u64) -> u32 {
+    half(word, Side::A).saturating_add(half(word, Side::B))
+}
+
+/// Seconds + 1, so that 0 is never; enough for 136 years.
+fn stamp(now_ns: u64) -> u64 {
+    (now_ns / SECOND + 1).min(LOW)
+}
+
+/// One more request on `day`.
+///
+/// A request that was stamped just before midnight and counted just after belongs to the new day; a day much older than the one that
+/// stands here means that the clock was wrong then.
+fn count_on(word: u64, day: u32) -> u64 {
+    let (stands, count) = ((word >> 32) as u32, word as u32);
+    if day == stands || day.checked_add(1) == Some(stands) {
+        u64::from(stands) << 32 | u64::from(count.saturating_add(1))
+    } else {
+        u64::from(day) << 32 | 1
+    }
+}
