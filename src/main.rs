@@ -1,1 +1,5 @@
-fn main() {}
+//! Arguments, dispatch.
+
+fn main() -> anyhow::Result<()> {
+    sq_agent::cli::proxy::run()
+}

@@ -1,1 +1,4 @@
 //! (being written)
+
+pub mod proxy;
+pub mod token;

@@ -121,14 +121,19 @@ impl Problem {
         };
         match self {
             Self::QueueTimeout => busy("queue-timeout", "Waited too long", "the tenant's earlier requests took too long".into(), 1),
-            Self::NotReady(state) => {
-                busy("not-ready", "Instance not ready", format!("the tenant's instance is {} and did not become ready in time", name(state)), 5)
-            }
+            Self::NotReady(state) => busy(
+                "not-ready",
+                "Instance not ready",
+                format!("the tenant's instance is {} and did not become ready in time", name(state)),
+                5,
+            ),
             Self::ParkFull(state) => {
                 let detail = format!("the tenant's instance is {} and too many requests wait for it", name(state));
                 busy("not-ready", "Instance not ready", detail, 5)
             }
-            Self::HostFull => busy("host-full", "Too many requests wait", "too many requests wait for their instances on this host".into(), 5),
+            Self::HostFull => {
+                busy("host-full", "Too many requests wait", "too many requests wait for their instances on this host".into(), 5)
+            }
             Self::OutOfBodyMemory => busy("out-of-memory", "Too many uploads", "too many uploads are under way on this host".into(), 2),
             Self::TableBusy => busy("table-busy", "Routes are changing", "the route table kept changing while it was read".into(), 1),
             Self::BadAnswer => Text {
@@ -258,7 +263,8 @@ mod tests {
 
     #[test]
     fn an_unauthorized_request_is_told_how_to_authenticate() {
-        let challenge = |why| Problem::Unauthorized(why).response(&RequestId::of_client(b"r").unwrap()).headers()[header::WWW_AUTHENTICATE].clone();
+        let challenge =
+            |why| Problem::Unauthorized(why).response(&RequestId::of_client(b"r").unwrap()).headers()[header::WWW_AUTHENTICATE].clone();
         assert_eq!(challenge(AuthError::Missing), "Bearer realm=\"sq\"");
         assert_eq!(challenge(AuthError::Expired), "Bearer realm=\"sq\", error=\"invalid_token\"");
     }

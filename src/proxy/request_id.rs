@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn anything_else_gets_a_new_id() {
-        for values in [&[][..], &[b""], &[b"two words"], &[&[b'a'; 129]], &["h\u{e9}".as_bytes()], &[b"a", b"b"]] {
+        let cases: [&[&[u8]]; 6] = [&[], &[b""], &[b"two words"], &[&[b'a'; 129]], &["h\u{e9}".as_bytes()], &[b"a", b"b"]];
+        for values in cases {
             assert_eq!(of(values), "0000000000000abc00000000", "{values:?}");
         }
     }
