@@ -2,6 +2,7 @@
 //!
 //! ARCHITECTURE.md explains the house; each module below is one of its rooms.
 
+pub mod admin;
 pub mod cli;
 pub mod desired;
 pub mod instance;

@@ -1,5 +1,7 @@
-//! Arguments, dispatch.
+//! Arguments and dispatch; everything else is in the library.
 
-fn main() -> anyhow::Result<()> {
-    sq_agent::cli::proxy::run()
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sq_agent::cli::main()
 }

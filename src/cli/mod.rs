@@ -1,4 +1,124 @@
-//! (being written)
+//! The commands: one file each. Only this room talks to a terminal, and nothing imports it.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a command's answer is what it prints
 
-pub mod proxy;
-pub mod token;
+mod check;
+mod confirm;
+mod plan;
+mod proxy;
+mod restart;
+mod run;
+mod schema;
+mod status;
+mod table;
+mod token;
+mod welcome;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::desired::{self, Desired};
+
+/// Where tenants.toml is looked for, after `--tenants` and `SQ_AGENT_TENANTS`.
+const PLACES: [&str; 2] = ["./tenants.toml", "/etc/sq-agent/tenants.toml"];
+
+/// Runs a host of sq processes from one desired-state file.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sq-agent",
+    version,
+    about,
+    after_help = "Without a command, `run`.\n\nExample:\n  sq-agent run                 # serve ./tenants.toml\n  sq-agent status              # what runs\n  sq-agent plan                # what an edit would change"
+)]
+struct Arguments {
+    /// The desired state [default: ./tenants.toml, else /etc/sq-agent/tenants.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "SQ_AGENT_TENANTS")]
+    tenants: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve what tenants.toml says, until Ctrl-C
+    Run(run::Args),
+    /// Say whether tenants.toml is valid, with every problem of it at once
+    Check(check::Args),
+    /// Show what would change: exit 0 nothing, 2 changes, 1 error
+    Plan(plan::Args),
+    /// Let held removals through
+    Confirm(confirm::Args),
+    /// Show what runs
+    Status(status::Args),
+    /// Restart a tenant's sq, drained first
+    Restart(restart::Args),
+    /// Mint a token for a tenant
+    Token(token::Args),
+    /// Print the JSON Schema of tenants.toml, for editors
+    Schema(schema::Args),
+    /// The proxy process; started by `run`
+    #[command(hide = true)]
+    Proxy(proxy::Args),
+}
+
+/// The program: parses the arguments, runs the command, says what went wrong.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            // One sentence for a person; a cause only where it adds something.
+            anstream::eprintln!("sq-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let find = || find(arguments.tenants.as_deref());
+    match arguments.command.unwrap_or(Command::Run(run::Args::default())) {
+        Command::Run(args) => run::run(&args, &find()?),
+        Command::Check(args) => check::run(&args, &args.file.clone().map_or_else(find, Ok)?),
+        Command::Plan(args) => plan::run(&args, find),
+        Command::Confirm(args) => confirm::run(&args, &load(&find()?)?),
+        Command::Status(args) => status::run(&args, &load(&find()?)?),
+        Command::Restart(args) => restart::run(&args, &load(&find()?)?),
+        Command::Token(args) => token::run(&args, &load(&find()?)?),
+        Command::Schema(args) => schema::run(&args),
+        Command::Proxy(args) => proxy::run(&args),
+    }
+}
+
+/// Whether messages may have colour.
+fn colour_on_stderr() -> bool {
+    anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never
+}
+
+/// The tenants.toml to use.
+fn find(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(file) = given {
+        return Ok(file.to_owned());
+    }
+    PLACES
+        .iter()
+        .map(PathBuf::from)
+        .find(|file| file.exists())
+        .with_context(|| format!("no tenants.toml at {}: name one with --tenants FILE or SQ_AGENT_TENANTS", PLACES.join(" nor at ")))
+}
+
+/// The desired state that tells where the agent runs: the file, or its last good copy while it is refused, since a command
+/// is needed most when something is wrong.
+fn load(file: &Path) -> anyhow::Result<Desired> {
+    match desired::load_without_files(file) {
+        Ok(desired) => Ok(desired),
+        Err(rejected) => match desired::load_last_good(file) {
+            Ok(Some((desired, _))) => Ok(desired),
+            _ => anyhow::bail!("{}", rejected.summary()),
+        },
+    }
+}

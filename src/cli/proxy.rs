@@ -1,9 +1,13 @@
 //! `sq-agent proxy` (hidden): the process that faces the network. `sq-agent run` starts it.
 
-/// Runs until the agent says otherwise.
-///
-/// # Errors
-/// The process cannot serve; see [`ProxyError`](crate::proxy::process::ProxyError).
-pub fn run() -> anyhow::Result<()> {
-    Ok(crate::proxy::process::run()?)
+use std::process::ExitCode;
+
+use crate::proxy::process;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_: &Args) -> anyhow::Result<ExitCode> {
+    process::run()?;
+    Ok(ExitCode::SUCCESS)
 }

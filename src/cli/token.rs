@@ -2,33 +2,32 @@
 
 use std::{
     io::Write,
+    process::ExitCode,
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context;
-use clap::Args;
+use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::{
     desired::{Desired, TenantId},
-    proxy::{credentials, token},
+    proxy::credentials,
 };
 
-/// Make a token that lets its bearer in as one tenant
-#[derive(Debug, Args)]
+#[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  curl -H \"Authorization: Bearer $(sq-agent token --sub user1@example.com)\" https://sq.example.com/api/v2/version"
 )]
-pub struct TokenArgs {
+pub(super) struct Args {
     /// The tenant's id
     #[arg(long, value_name = "ID", value_parser = parse_id)]
-    pub sub: TenantId,
+    sub: TenantId,
     /// How long the token is valid, as 30s, 15m, 1h or 7d
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_ttl)]
-    pub ttl: Duration,
+    ttl: Duration,
     /// Print {"token", "sub", "expires_at"} instead of the token alone
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
 fn parse_id(text: &str) -> Result<TenantId, String> {
@@ -50,19 +49,14 @@ struct Printed<'a> {
     expires_at: String,
 }
 
-/// Makes and prints the token. Says on standard error if `desired` has no such tenant: the proxy would answer 403.
-///
-/// # Errors
-/// No key that signs, or one that cannot be read.
-pub fn run(args: &TokenArgs, desired: &Desired) -> anyhow::Result<()> {
-    let keys = credentials::token_keys(desired).context("cannot read the token keys")?;
-    let tenant = desired.tenants.get(&args.sub);
-    if tenant.is_none() {
+/// Says on standard error if `desired` has no such tenant: the proxy would answer 403.
+pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
+    if !desired.tenants.contains_key(&args.sub) {
         anstream::eprintln!("warning: tenants.toml has no tenant {}; the proxy will answer 403", args.sub);
     }
     let now = SystemTime::now();
     let seconds = now.duration_since(SystemTime::UNIX_EPOCH).context("this host's clock is before 1970")?.as_secs();
-    let token = token::mint(&keys, &args.sub, tenant.map(|tenant| tenant.tier.as_str()), seconds, args.ttl.as_secs())?;
+    let token = credentials::mint(desired, &args.sub, seconds, args.ttl.as_secs())?;
     let mut out = anstream::stdout().lock();
     if args.json {
         let expires_at = humantime::format_rfc3339_seconds(now + args.ttl).to_string();
@@ -71,7 +65,7 @@ pub fn run(args: &TokenArgs, desired: &Desired) -> anyhow::Result<()> {
     } else {
         writeln!(out, "{token}")?;
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -147,6 +147,16 @@ pub enum SqSource {
     Binary(PathBuf),
 }
 
+impl SqSource {
+    /// Names the program: an instance that was started from another one is restarted.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Version(version) => format!("sq {version}"),
+            Self::Binary(path) => path.display().to_string(),
+        }
+    }
+}
+
 /// A signature algorithm; each key has exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Algorithm {
@@ -269,6 +279,12 @@ impl Desired {
     pub fn user_dir(&self, id: &TenantId) -> PathBuf {
         user_dir(&self.state_dir, id)
     }
+}
+
+/// Names the content of a tenants.toml: SHA-256, lower-case hex.
+pub fn hash(text: &str) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `<state_dir>/users/<id>`.

@@ -1,2 +1,23 @@
-//! Instances: spawn, adopt, stop, health, ports, the sq binary.
+//! Instances: the sq binary, spawn, adopt, stop, health, ports, logs, memory.
+//!
+//! Primitives only: each does one thing to one process. *When* to do it (start order, back-off, drain before a stop) is
+//! decided in [`crate::reconcile`].
 #![forbid(unsafe_code)]
+
+pub mod binary;
+#[cfg(test)]
+mod fake;
+pub mod holder;
+mod install;
+pub mod limits;
+pub mod log;
+pub mod ports;
+pub mod probe;
+pub mod process;
+mod procfs;
+pub mod scan;
+pub mod spawn;
+pub mod stop;
+pub mod usage;
+
+pub use process::{Exit, Process, boot_id};

@@ -10,9 +10,12 @@ use std::{
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 
-use super::settings::{Settings, TokenKey};
+use super::{
+    settings::{Settings, TokenKey},
+    token::{self, MintError},
+};
 use crate::{
-    desired::{Algorithm, Desired},
+    desired::{Algorithm, Desired, TenantId},
     secret::Secret,
 };
 
@@ -20,6 +23,9 @@ use crate::{
 const VALID: Duration = Duration::from_secs(397 * 86_400);
 /// It is made anew when less than this is left.
 const RENEW: Duration = Duration::from_secs(30 * 86_400);
+
+/// Whose the proxy becomes where the agent is root's: (uid, gid) of `nobody` on every Linux. It needs no file, so it needs no user of its own.
+const NOBODY: (u32, u32) = (65_534, 65_534);
 
 /// A credential that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +54,9 @@ pub enum CredentialsError {
         /// Its length, bytes.
         length: usize,
     },
+    /// No token.
+    #[error(transparent)]
+    Token(#[from] MintError),
     /// No random numbers.
     #[error("no random numbers: {0}")]
     Random(#[from] getrandom::Error),
@@ -60,11 +69,11 @@ fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Credentia
     move |source| CredentialsError::File { doing, path: path.to_owned(), source }
 }
 
-/// Everything the proxy is told, read from the files that `desired` names or that this host keeps for itself.
+/// Everything the proxy is told (its side is set by who starts it), read from the files that `desired` names or that this host keeps for itself.
 ///
 /// # Errors
 /// The first file that is missing, open to all, or damaged.
-pub fn settings(desired: &Desired, side: u8) -> Result<Settings, CredentialsError> {
+pub fn settings(desired: &Desired) -> Result<Settings, CredentialsError> {
     let (tls_cert_pem, tls_key_pem) = match &desired.proxy.tls {
         Some(tls) => (fs::read(&tls.cert).map_err(file("read", &tls.cert))?, read_secret(&tls.key)?),
         None => self_signed(&desired.state_dir)?,
@@ -74,9 +83,23 @@ pub fn settings(desired: &Desired, side: u8) -> Result<Settings, CredentialsErro
         tls_key_pem,
         token_keys: token_keys(desired)?,
         instance_secret: instance_secret(&desired.state_dir)?,
-        side,
-        run_as: None,
+        side: 0,
+        run_as: rustix::process::geteuid().is_root().then_some(NOBODY),
     })
+}
+
+/// A token for `id`, valid from `now` (seconds since 1970) for `ttl` seconds.
+///
+/// # Errors
+/// No key that signs, or one that cannot be read.
+pub fn mint(desired: &Desired, id: &TenantId, now: u64, ttl: u64) -> Result<String, CredentialsError> {
+    let tier = desired.tenants.get(id).map(|tenant| tenant.tier.as_str());
+    Ok(token::mint(&token_keys(desired)?, id, tier, now, ttl)?)
+}
+
+/// Where the self-signed certificate lies: `curl --cacert`.
+pub fn certificate_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("tls").join("cert.pem")
 }
 
 /// The keys that verify tokens: those of tenants.toml, or the one that this host keeps.
@@ -134,7 +157,7 @@ pub fn instance_secret(state_dir: &Path) -> Result<Secret, CredentialsError> {
 /// The files cannot be read or made.
 pub fn self_signed(state_dir: &Path) -> Result<(Vec<u8>, Secret), CredentialsError> {
     let dir = state_dir.join("tls");
-    let (cert_path, key_path) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let (cert_path, key_path) = (certificate_path(state_dir), dir.join("key.pem"));
     let age = fs::metadata(&cert_path).and_then(|meta| meta.modified()).ok().map(|made| made.elapsed().unwrap_or_default());
     if age.is_none_or(|age| age > VALID - RENEW) || !key_path.exists() {
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(file("make", &dir))?;

@@ -44,7 +44,7 @@ pub(crate) fn control_path(state_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The first address that cannot be had.
-pub async fn listeners(state_dir: &Path, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
+pub(crate) async fn listeners(state_dir: &Path, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
     let mut held = held_by_proxy(state_dir).await;
     let mut listeners = Vec::with_capacity(addresses.len());
     for &address in addresses {

@@ -34,7 +34,7 @@ use super::{
     settings::Settings,
     tenant::Tenants,
 };
-use crate::desired::TenantId;
+use crate::{desired::TenantId, telemetry};
 
 /// Nudges that may wait for the agent; more are dropped.
 const NUDGES: usize = 1_024;
@@ -73,7 +73,7 @@ fn doing(doing: &'static str) -> impl Fn(io::Error) -> ProxyError {
 /// # Errors
 /// See [`ProxyError`]. Once it serves, it ends only when the agent says so.
 pub fn run() -> Result<(), ProxyError> {
-    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).init();
+    telemetry::init();
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(doing("take the control socket"))?;
     let control = StdUnixListener::from(socket);
     control.local_addr().map_err(ProxyError::NotStartedByAgent)?;

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, OpenOptions, Permissions},
     io,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -20,7 +20,7 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::unix::AsyncFd,
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -32,12 +32,13 @@ use super::{
         socket::{ControlError, receive, send},
         wire::{Decoder, NudgeReason, ToAgent, ToProxy},
     },
-    listen::control_path,
+    listen::{ListenError, control_path, listeners},
     settings::Settings,
 };
 use crate::{
     desired::TenantId,
     route::{Activity, Side},
+    sys, telemetry,
 };
 
 /// First and longest pause before a new start. The very first new start comes at once.
@@ -49,14 +50,18 @@ const STABLE: Duration = Duration::from_secs(60);
 /// A proxy greets within milliseconds; a stuck one is replaced.
 const GREETING: Duration = Duration::from_secs(10);
 
+/// All of the agent's environment that the proxy sees: how to log.
+const LOGGING: [&str; 2] = [telemetry::FILTER_VARIABLE, telemetry::FORMAT_VARIABLE];
+
 /// What the supervisor needs.
 pub struct SupervisorConfig {
     /// Holds `run/proxy.sock`, `access.log` and `proxy.log`.
     pub state_dir: PathBuf,
     /// This program.
     pub exe: PathBuf,
-    /// Bound once and kept open here for ever, so that a dead proxy loses no connection that waits (see [`super::listen::listeners`]).
-    pub listeners: Vec<TcpListener>,
+    /// Addresses to listen on. They are bound here and kept open for ever, so that a dead proxy loses no connection that waits; what a
+    /// proxy of an earlier agent holds is taken back from it.
+    pub listen: Vec<SocketAddr>,
     /// The route table's descriptor.
     pub routes: OwnedFd,
     /// The activity page.
@@ -117,11 +122,17 @@ enum SupervisorError {
 
 /// Holds a running supervisor.
 pub struct SupervisorHandle {
+    addresses: Vec<SocketAddr>,
     stop: Option<oneshot::Sender<Duration>>,
     task: JoinHandle<()>,
 }
 
 impl SupervisorHandle {
+    /// What is listened on; differs from what was asked for where that was port 0.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
     /// Ends the proxy: it accepts nothing more and has `grace` for what is under way. Returns when it is gone.
     pub async fn shutdown(mut self, grace: Duration) {
         if let Some(stop) = self.stop.take() {
@@ -140,15 +151,21 @@ impl SupervisorHandle {
 /// Starts, watches and restarts the proxy.
 pub struct Supervisor {
     config: SupervisorConfig,
+    listeners: Vec<TcpListener>,
     serial: u64,
 }
 
 impl Supervisor {
-    /// Starts the supervisor inside the current runtime. It adopts a living proxy or starts one.
-    pub fn start(config: SupervisorConfig) -> SupervisorHandle {
+    /// Binds the addresses and starts the supervisor inside the current runtime. It adopts a living proxy or starts one.
+    ///
+    /// # Errors
+    /// An address that cannot be listened on.
+    pub async fn start(config: SupervisorConfig) -> Result<SupervisorHandle, ListenError> {
+        let listeners = listeners(&config.state_dir, &config.listen).await?;
+        let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(Self { config, serial: 0 }.run(stopped));
-        SupervisorHandle { stop: Some(stop), task }
+        let task = tokio::spawn(Self { config, listeners, serial: 0 }.run(stopped));
+        Ok(SupervisorHandle { addresses, stop: Some(stop), task })
     }
 
     async fn run(mut self, mut stop: oneshot::Receiver<Duration>) {
@@ -211,6 +228,7 @@ impl Supervisor {
             .stdout(log("access.log")?)
             .stderr(log("proxy.log")?)
             .env_clear()
+            .envs(LOGGING.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .current_dir("/")
             .process_group(0)
             .spawn()
@@ -242,9 +260,9 @@ impl Supervisor {
         let mut settings = Settings::clone(&self.config.settings.borrow_and_update());
         settings.side = proxy.side as u8;
         let activity = self.config.activity.share()?;
-        let mut descriptors: Vec<_> = self.config.listeners.iter().map(AsFd::as_fd).collect();
+        let mut descriptors: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
         descriptors.extend([self.config.routes.as_fd(), activity.as_fd()]);
-        let message = ToProxy::Settings { settings: Box::new(settings), listeners: self.config.listeners.len(), serial: self.serial };
+        let message = ToProxy::Settings { settings: Box::new(settings), listeners: self.listeners.len(), serial: self.serial };
         Ok(send(&proxy.stream, &message, &descriptors).await?)
     }
 
@@ -331,8 +349,7 @@ impl Proxy {
         decoder.descriptors(listeners).map_err(ControlError::from)?;
         let of = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(SupervisorError::Mute)?;
         let pidfd = pidfd_open(of, PidfdFlags::NONBLOCK).map_err(io::Error::from).map_err(io_error("follow", path))?;
-        let pidfd =
-            AsyncFd::register_with_interest(pidfd, Interest::READABLE).map_err(io::Error::from).map_err(io_error("follow", path))?;
+        let pidfd = sys::watch_readable(pidfd).map_err(io_error("follow", path))?;
         let side = side.and_then(Side::from_number).unwrap_or(Side::A);
         Ok(Self { stream, decoder, pid, side, pidfd, child: child.take(), up: false })
     }

@@ -35,7 +35,7 @@ struct Claims<'a> {
 ///
 /// # Errors
 /// See [`MintError`].
-pub fn mint(keys: &[TokenKey], sub: &TenantId, tier: Option<&str>, now: u64, ttl: u64) -> Result<String, MintError> {
+pub(super) fn mint(keys: &[TokenKey], sub: &TenantId, tier: Option<&str>, now: u64, ttl: u64) -> Result<String, MintError> {
     let key = keys.iter().find(|key| key.alg == desired::Algorithm::HS256).ok_or(MintError::NoSigningKey)?;
     let header = Header { kid: key.kid.clone(), ..Header::new(Algorithm::HS256) };
     let claims =

@@ -1,0 +1,119 @@
+//! Serves the agent's socket: each request becomes one question to the loop, whose answer goes back as JSON.
+
+use std::{convert::Infallible, path::Path, time::Duration};
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+};
+
+use super::status::Failure;
+use crate::desired::TenantId;
+
+/// What a command asks of the loop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// `GET /status`.
+    Status,
+    /// `GET /observed`: what a plan starts from.
+    Observed,
+    /// `POST /confirm/HASH`.
+    Confirm(String),
+    /// `POST /restart/ID`.
+    Restart(TenantId),
+}
+
+/// The answer: a JSON body, or why not.
+pub type Answer = Result<Vec<u8>, (StatusCode, String)>;
+
+/// A question on its way to the loop.
+pub type Asked = (Question, oneshot::Sender<Answer>);
+
+/// A command that sends half a request is cut off after this.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Binds the socket: the run directory is 0700 and the agent holds the state directory's lock, so what lies there is left over.
+pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixListener::bind(path)
+}
+
+/// Answers until the loop is gone.
+pub async fn serve(listener: UnixListener, questions: mpsc::Sender<Asked>) {
+    while !questions.is_closed() {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, say: wait for some to be closed instead of spinning.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let questions = questions.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| respond(request, questions.clone()));
+            // A command that went away is no error of ours.
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+async fn respond(request: Request<Incoming>, questions: mpsc::Sender<Asked>) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
+    let answer = match question(request.method(), request.uri().path()) {
+        Ok(question) => {
+            let (sender, receiver) = oneshot::channel();
+            match questions.send((question, sender)).await {
+                Ok(()) => receiver.await.unwrap_or_else(|_| Err(stopping())),
+                Err(_) => Err(stopping()),
+            }
+        }
+        Err(failure) => Err(failure),
+    };
+    let (status, body) = match answer {
+        Ok(body) => (StatusCode::OK, body),
+        Err((status, detail)) => (status, serde_json::to_vec(&Failure { detail }).unwrap_or_default()),
+    };
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+fn stopping() -> (StatusCode, String) {
+    (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".into())
+}
+
+fn question(method: &Method, path: &str) -> Result<Question, (StatusCode, String)> {
+    let mut parts = path.trim_start_matches('/').splitn(2, '/');
+    match (method, parts.next(), parts.next()) {
+        (&Method::GET, Some("status"), None) => Ok(Question::Status),
+        (&Method::GET, Some("observed"), None) => Ok(Question::Observed),
+        (&Method::POST, Some("confirm"), Some(hash)) => Ok(Question::Confirm(hash.to_owned())),
+        (&Method::POST, Some("restart"), Some(id)) => {
+            TenantId::parse(id).map(Question::Restart).map_err(|error| (StatusCode::BAD_REQUEST, format!("{id:?}: {error}")))
+        }
+        _ => Err((StatusCode::NOT_FOUND, format!("{method} {path}: this agent knows no such question; is it of another version?"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_its_question_and_nothing_else_is_one() {
+        assert_eq!(question(&Method::GET, "/status"), Ok(Question::Status));
+        assert_eq!(question(&Method::POST, "/confirm/abc"), Ok(Question::Confirm("abc".into())));
+        assert_eq!(question(&Method::POST, "/restart/a@b.c"), Ok(Question::Restart(TenantId::parse("a@b.c").unwrap())));
+        assert_eq!(question(&Method::POST, "/restart/../x").unwrap_err().0, StatusCode::BAD_REQUEST);
+        assert_eq!(question(&Method::GET, "/confirm/abc").unwrap_err().0, StatusCode::NOT_FOUND);
+    }
+}

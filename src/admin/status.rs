@@ -1,0 +1,86 @@
+//! What `sq-agent status --json` prints. Scripts rely on it: fields are added, never renamed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::reconcile::guard::Held;
+
+/// The whole answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent itself.
+    pub agent: AgentStatus,
+    /// The proxy process.
+    pub proxy: ProxyStatus,
+    /// Removals that wait for `sq-agent confirm`, if any.
+    pub held: Option<Held>,
+    /// Every tenant that has a place on this host, by id.
+    pub tenants: Vec<TenantStatus>,
+}
+
+/// The agent itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Process id.
+    pub pid: u32,
+    /// Version of this program.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// SHA-256 of the tenants.toml in force, lower-case hex.
+    pub desired_hash: String,
+    /// Generation of the route table.
+    pub generation: u64,
+    /// Seconds for which tenants.toml has been something that could not be applied; 0 when it is in force.
+    pub config_stale_seconds: u64,
+    /// Why it could not be applied: place and remedy.
+    pub config_error: Option<String>,
+    /// What of the file takes effect only when the agent starts anew.
+    pub pending_restart: Vec<String>,
+}
+
+/// The proxy process.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// Process id; `None` while it is down.
+    pub pid: Option<u32>,
+    /// Where it listens.
+    pub listen: Vec<String>,
+    /// What is wrong with it.
+    pub detail: Option<String>,
+}
+
+/// One tenant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TenantStatus {
+    /// Its name.
+    pub id: String,
+    /// Its tier.
+    pub tier: String,
+    /// `starting`, `ready`, `draining`, `stopped`, `suspended` or `crashed`.
+    pub state: String,
+    /// Port of its instance.
+    pub port: Option<u16>,
+    /// Process id of its instance.
+    pub pid: Option<u32>,
+    /// Number of this start.
+    pub epoch: u64,
+    /// Starts after the first.
+    pub restarts: u64,
+    /// How the last instance ended.
+    pub last_exit: Option<String>,
+    /// When this instance started, RFC 3339.
+    pub started_at: Option<String>,
+    /// Proportional set size of the instance at the last look, bytes.
+    pub memory_bytes: Option<u64>,
+    /// Requests that the proxy took for this tenant, since the host booted.
+    pub requests: u64,
+    /// Why it is as it is, in a sentence.
+    pub detail: String,
+}
+
+/// What the agent answers when it cannot do as asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What is wrong and what to do.
+    pub detail: String,
+}

@@ -1,0 +1,80 @@
+//! `sq-agent status [--json]`.
+
+use std::process::ExitCode;
+
+use super::table;
+use crate::{
+    admin::{
+        client,
+        status::{Status, TenantStatus},
+    },
+    desired::Desired,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  sq-agent status\n  sq-agent status --json | jq '.tenants[] | select(.state != \"ready\")'\n\nExit: 0 all is as desired, 2 something is not, 1 no answer."
+)]
+pub(super) struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
+    let answer = client::ask(&desired.state_dir, "GET", "/status")?;
+    let status: Status = serde_json::from_slice(&answer)?;
+    if args.json {
+        anstream::println!("{}", String::from_utf8_lossy(&answer));
+    } else {
+        print(&status);
+    }
+    Ok(if trouble(&status) { ExitCode::from(2) } else { ExitCode::SUCCESS })
+}
+
+/// Whether something is not as desired: for scripts.
+fn trouble(status: &Status) -> bool {
+    let settled = |tenant: &TenantStatus| matches!(tenant.state.as_str(), "ready" | "suspended");
+    status.agent.config_stale_seconds > 0 || status.held.is_some() || status.proxy.pid.is_none() || !status.tenants.iter().all(settled)
+}
+
+fn print(status: &Status) {
+    let agent = &status.agent;
+    let uptime = humantime::format_duration(std::time::Duration::from_secs(agent.uptime_seconds));
+    anstream::eprintln!("agent {} (pid {}) up {uptime}, routes generation {}", agent.version, agent.pid, agent.generation);
+    match (status.proxy.pid, &status.proxy.detail) {
+        (Some(pid), None) => anstream::eprintln!("proxy (pid {pid}) on {}", status.proxy.listen.join(", ")),
+        (pid, detail) => anstream::eprintln!(
+            "proxy {} {}",
+            pid.map_or("is down".to_owned(), |pid| format!("(pid {pid})")),
+            detail.as_deref().unwrap_or_default()
+        ),
+    }
+    if let Some(error) = &agent.config_error {
+        anstream::eprintln!("tenants.toml has been refused for {} s; the last good one is in force:\n{error}", agent.config_stale_seconds);
+    }
+    for key in &agent.pending_restart {
+        anstream::eprintln!("{key} has changed and takes effect when the agent starts anew");
+    }
+    if let Some(held) = &status.held {
+        anstream::eprintln!("held: removing {} of {} tenants waits for `sq-agent confirm {}`", held.removals.len(), held.of, held.hash);
+    }
+    let rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
+    table::print(&["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"], &rows);
+}
+
+fn row(tenant: &TenantStatus) -> Vec<String> {
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    vec![
+        tenant.id.clone(),
+        tenant.tier.clone(),
+        tenant.state.clone(),
+        or_dash(tenant.port.map(|port| port.to_string())),
+        or_dash(tenant.pid.map(|pid| pid.to_string())),
+        tenant.epoch.to_string(),
+        tenant.restarts.to_string(),
+        or_dash(tenant.memory_bytes.map(table::bytes)),
+        tenant.requests.to_string(),
+        tenant.detail.clone(),
+    ]
+}

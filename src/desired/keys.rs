@@ -1,0 +1,177 @@
+//! The one table of all keys: what validation accepts, what the JSON Schema says and what the README lists.
+
+use super::kind::Kind;
+
+/// Whether a key may be left out, and what that means.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Need {
+    /// It may not.
+    Required,
+    /// The same as writing this, in TOML.
+    Default(&'static str),
+    /// Something that is not a value of the key.
+    Optional(&'static str),
+}
+
+/// One key.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) need: Need,
+    /// A good value, in TOML; empty for tables.
+    pub(crate) example: &'static str,
+    /// One line on what it does.
+    pub(crate) doc: &'static str,
+}
+
+/// The keys of one table.
+#[derive(Debug)]
+pub(crate) struct Section {
+    /// The name in the schema.
+    pub(crate) name: &'static str,
+    /// As the file writes it.
+    pub(crate) header: &'static str,
+    pub(crate) keys: &'static [Key],
+    /// More keys: a tenant may write each key of a tier.
+    pub(crate) also: &'static [Key],
+}
+
+impl Section {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'static Key> + use<> {
+        self.keys.iter().chain(self.also)
+    }
+
+    pub(crate) fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys().find(|key| key.name == name)
+    }
+}
+
+impl Key {
+    /// What to write, as a sentence.
+    pub(crate) fn expected(&self) -> String {
+        match self.kind {
+            Kind::Table(section) | Kind::Tables(section) | Kind::Named(section) => {
+                format!("write its keys under a line `{}`", section.header)
+            }
+            Kind::SizeOrNone { .. } | Kind::CpuOrNone | Kind::RateOrNone => {
+                format!("write `{} = {}`, or \"none\" for no limit", self.name, self.example)
+            }
+            _ => format!("write `{} = {}`", self.name, self.example),
+        }
+    }
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+const fn key(name: &'static str, kind: Kind, need: Need, example: &'static str, doc: &'static str) -> Key {
+    Key { name, kind, need, example, doc }
+}
+
+const fn section(name: &'static str, header: &'static str, keys: &'static [Key]) -> Section {
+    Section { name, header, keys, also: &[] }
+}
+
+/// Every table of the file, the file itself first.
+pub(crate) static SECTIONS: [&Section; 11] = [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &JWT, &TIER, &TENANT, &ADMIN, &ALERTS, &DISCORD];
+
+use Need::{Default, Optional, Required};
+
+#[rustfmt::skip]
+pub(crate) static ROOT: Section = section("file", "the file", &[
+    key("agent", Kind::Table(&AGENT), Optional("the defaults below"), "", "where this host keeps its state"),
+    key("sq", Kind::Table(&SQ), Optional("the defaults below"), "", "which sq is run"),
+    key("proxy", Kind::Table(&PROXY), Optional("the defaults below"), "", "the HTTPS front"),
+    key("tiers", Kind::Named(&TIER), Optional("one tier, `free`: 20M, 10%, 100/m, burst 20"), "", "named sets of limits"),
+    key("tenants", Kind::Tables(&TENANT), Optional("nobody is served"), "", "who is served"),
+    key("admin", Kind::Table(&ADMIN), Optional("no TCP listener, only the agent's socket"), "", "the admin API"),
+    key("alerts", Kind::Table(&ALERTS), Optional("the defaults below"), "", "when and where to raise an alarm"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static AGENT: Section = section("agent", "[agent]", &[
+    key("state_dir", Kind::Path, Default("\"state\""), "\"/var/lib/sq\"", "directory of all state: users' data, logs, instances.db"),
+    key("name", Kind::Name, Optional("derived from the path of `state_dir`"), "\"host-1\"", "names this host's shared pages"),
+    key("ports", Kind::Ports, Default("\"10001-19999\""), "\"10001-19999\"", "ports for instances, one a tenant"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static SQ: Section = section("sq", "[sq]", &[
+    key("version", Kind::Version, Default("\"0.6.0\""), "\"0.6.0\"", "version of sq, installed into the state directory where missing"),
+    key("binary", Kind::Path, Optional("`version` is installed"), "\"/usr/local/bin/sq\"", "an sq that is there already, instead of `version`"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static PROXY: Section = section("proxy", "[proxy]", &[
+    key("listen", Kind::List(&Kind::Address), Default("[\"127.0.0.1:8443\"]"), "[\"0.0.0.0:443\", \"[::]:443\"]", "addresses to listen on"),
+    key("public_url", Kind::Url, Optional("the first listen address"), "\"https://sq.example.com\"", "what users type"),
+    key("tls", Kind::Table(&TLS), Optional("a self-signed certificate for loopback, made once"), "", "certificate and key"),
+    key("jwt", Kind::Tables(&JWT), Optional("an HS256 secret, made once, kept in the state directory"), "", "keys that verify tokens"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static TLS: Section = section("tls", "[proxy.tls]", &[
+    key("cert", Kind::Path, Required, "\"/etc/letsencrypt/live/sq.example.com/fullchain.pem\"", "certificate chain, PEM, leaf first"),
+    key("key", Kind::Path, Required, "\"/etc/letsencrypt/live/sq.example.com/privkey.pem\"", "its private key, PEM, mode 0600"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static JWT: Section = section("jwt", "[[proxy.jwt]]", &[
+    key("kid", Kind::Text, Optional("the key of tokens that name none"), "\"2026-02\"", "key id; no two keys share one"),
+    key("alg", Kind::Algorithm, Required, "\"HS256\"", "the one algorithm of this key: HS256, ES256, EdDSA, RS256"),
+    key("secret_file", Kind::Path, Required, "\"/etc/sq-agent/jwt.key\"", "HS256: the secret, mode 0600; else the PEM public key"),
+    key("iss", Kind::Text, Optional("any issuer"), "\"https://login.example.com\"", "the issuer that tokens must name"),
+    key("aud", Kind::Text, Optional("any audience"), "\"sq\"", "the audience that tokens must name"),
+]);
+
+/// The lowest `memory_max`: sq alone takes 2.4 MB (measured).
+const MIN_MEMORY: u64 = 4 * MIB;
+/// The highest `burst`: with the slowest rate (one a day) the bucket is 8.6e17 ns deep, well inside 63 bits.
+const MAX_BURST: u64 = 10_000;
+/// sq itself serves at most 512 connections.
+const MAX_CONCURRENCY: u64 = 512;
+/// sq refuses a body above 64 MiB.
+const MAX_BODY: u64 = 64 * MIB;
+
+#[rustfmt::skip]
+static LIMITS: [Key; 7] = [
+    key("memory_max", Kind::SizeOrNone { min: MIN_MEMORY, max: 1024 * GIB }, Optional("no limit"), "\"20M\"", "memory of the instance"),
+    key("cpu_quota", Kind::CpuOrNone, Optional("no limit"), "\"10%\"", "share of one core"),
+    key("rate", Kind::RateOrNone, Optional("no limit"), "\"100/m\"", "requests a second, minute, hour or day (s, m, h, d)"),
+    key("burst", Kind::Integer { min: 0, max: MAX_BURST }, Default("20"), "20", "requests admitted at once on top of the rate; 0 spaces them evenly"),
+    key("concurrency", Kind::Integer { min: 1, max: MAX_CONCURRENCY }, Default("8"), "8", "reads in flight at once (writes go one at a time)"),
+    key("queue", Kind::Integer { min: 0, max: 10_000 }, Default("100"), "100", "requests that may wait for their turn"),
+    // A request costs sq 3 to 5 times its body: with 2 MiB it fits into `free`'s 20 MiB beside the phext itself.
+    key("body_max", Kind::Size { min: KIB, max: MAX_BODY }, Default("\"2M\""), "\"2M\"", "largest request body; one costs sq 3 to 5 times its size in memory"),
+];
+
+pub(crate) static TIER: Section = section("tier", "[tiers.NAME]", &LIMITS);
+
+#[rustfmt::skip]
+pub(crate) static TENANT: Section = Section { name: "tenant", header: "[[tenants]]", also: &LIMITS, keys: &[
+    key("id", Kind::Id, Required, "\"user1@example.com\"", "unique name, the `sub` of its tokens: 1 to 128 letters, digits and . _ - + @, no leading dot"),
+    key("tier", Kind::TierName, Default("\"free\""), "\"free\"", "name of its tier; each key of a tier may be overridden beside it"),
+    key("suspended", Kind::Flag, Default("false"), "true", "answer 403, stop the instance, keep the data"),
+    key("api_keys", Kind::List(&Kind::Digest), Default("[]"), "[\"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"]", "SHA-256 digests of its API keys"),
+    key("tokens_valid_after", Kind::Moment, Optional("tokens of any age"), "2026-02-09T22:32:00Z", "revokes all tokens issued before"),
+] };
+
+#[rustfmt::skip]
+pub(crate) static ADMIN: Section = section("admin", "[admin]", &[
+    key("listen", Kind::Address, Required, "\"127.0.0.1:3000\"", "TCP address of the admin API and /metrics"),
+    key("key_file", Kind::Path, Required, "\"/etc/sq-agent/admin.key\"", "file with the admin key, mode 0600"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static ALERTS: Section = section("alerts", "[alerts]", &[
+    key("memory_warning", Kind::Percent, Default("\"80%\""), "\"80%\"", "warn at this share of the host's memory"),
+    key("memory_critical", Kind::Percent, Default("\"90%\""), "\"90%\"", "critical from this share on"),
+    key("discord", Kind::Table(&DISCORD), Optional("no Discord messages"), "", "where alerts are sent"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static DISCORD: Section = section("discord", "[alerts.discord]", &[
+    key("webhook_file", Kind::Path, Required, "\"/etc/sq-agent/discord\"", "file with the webhook's URL, mode 0600; SQ_AGENT_DISCORD_WEBHOOK goes before it"),
+]);

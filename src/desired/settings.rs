@@ -1,0 +1,188 @@
+//! From checked keys to the desired state: defaults, and the rules that hold between keys.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use aws_lc_rs::digest;
+
+use super::{
+    Admin, Alerts, Algorithm, Desired, JwtKey, PortRange, Proxy, SqSource, TlsFiles,
+    fields::Fields,
+    files::{NamedFile, Use},
+    keys,
+    kind::Value,
+    problem::{Finding, Span},
+    tenants,
+};
+
+/// Where a value of `[agent] ports` left out begins and ends.
+const DEFAULT_PORTS: PortRange = PortRange { first: 10_001, last: 19_999 };
+/// The sq that is run unless the file says otherwise.
+const DEFAULT_SQ: &str = "0.6.0";
+/// Loopback only: to face the network is a decision.
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8443);
+
+/// The work in progress: where paths start, and what was found so far.
+struct Build<'a> {
+    dir: &'a Path,
+    found: &'a mut Vec<Finding>,
+    files: Vec<NamedFile>,
+}
+
+/// Builds the desired state of the file with this `text` in directory `dir`. Where `found` grew, the result is only a
+/// stand-in and must not be used.
+pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Finding>) -> (Desired, Vec<NamedFile>) {
+    let mut build = Build { dir, found, files: Vec::new() };
+    let table = |name, section| root.table(name).cloned().unwrap_or_else(|| Fields::none(section));
+    let agent = table("agent", &keys::AGENT);
+    let state_dir = build.join(&agent.path("state_dir").unwrap_or_else(|| "state".into()));
+    let ports = agent.ports("ports").unwrap_or(DEFAULT_PORTS);
+    let proxy_fields = table("proxy", &keys::PROXY);
+    let proxy = build.proxy(&proxy_fields);
+    let admin_fields = root.table("admin");
+    let admin = admin_fields.and_then(|fields| build.admin(fields));
+    build.addresses(&proxy_fields, admin_fields, (!agent.is_bad("ports")).then_some(ports));
+    let tiers = tenants::tiers(root);
+    // A range that is no good is reported already; nothing is measured against the default in its place.
+    let given = if agent.is_bad("ports") { PortRange { first: 0, last: u16::MAX } } else { ports };
+    let desired = Desired {
+        name: agent.text("name").unwrap_or_else(|| name_of(&state_dir)),
+        sq: build.sq(&table("sq", &keys::SQ)),
+        alerts: build.alerts(&table("alerts", &keys::ALERTS)),
+        tenants: tenants::tenants(root, &tiers, (given, agent.span_of("ports")), build.found),
+        hash: hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref()),
+        state_dir,
+        ports,
+        proxy,
+        admin,
+        tiers,
+    };
+    (desired, build.files)
+}
+
+/// The name of a host that was given none: the same for as long as the state directory stays where it is.
+fn name_of(state_dir: &Path) -> String {
+    let digest = digest::digest(&digest::SHA256, state_dir.as_os_str().as_encoded_bytes());
+    // 48 bits: two agents of one host meet once in 10^14.
+    hex(&digest.as_ref()[..6])
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Build<'_> {
+    /// A path of the file, relative to its directory, without `.` in it.
+    fn join(&self, path: &Path) -> PathBuf {
+        self.dir.join(path).components().collect()
+    }
+
+    /// As [`Build::join`] for a key of `fields`; the file is looked at once the whole text is known to be good.
+    fn file(&mut self, fields: &Fields, name: &'static str, purpose: Use) -> Option<PathBuf> {
+        let path = self.join(&fields.path(name)?);
+        self.files.push(NamedFile { path: path.clone(), key: name, purpose, span: fields.span_of(name)? });
+        Some(path)
+    }
+
+    fn sq(&mut self, fields: &Fields) -> SqSource {
+        if let (Some(_), Some(binary)) = (fields.span_of("version"), fields.span_of("binary")) {
+            let help = "keep `version` to have it installed, or `binary` to use the one that is there";
+            self.found.push(Finding::new(binary, "[sq] has both `version` and `binary`", help));
+        }
+        match self.file(fields, "binary", Use::Program) {
+            Some(binary) => SqSource::Binary(binary),
+            None => SqSource::Version(fields.text("version").unwrap_or_else(|| DEFAULT_SQ.into())),
+        }
+    }
+
+    fn proxy(&mut self, fields: &Fields) -> Proxy {
+        let listen = match fields.list("listen") {
+            Some([]) => {
+                let span = fields.span_of("listen").unwrap_or_default();
+                self.found.push(Finding::new(span, "`listen` is an empty list", "name an address, such as \"127.0.0.1:8443\""));
+                vec![]
+            }
+            Some(list) => list.iter().filter_map(|(value, _)| address(value)).collect(),
+            None => vec![DEFAULT_LISTEN],
+        };
+        let tls = fields.table("tls").and_then(|tls| {
+            let (cert, key) = (self.file(tls, "cert", Use::Public), self.file(tls, "key", Use::Secret));
+            Some(TlsFiles { cert: cert?, key: key? })
+        });
+        Proxy { listen, public_url: fields.text("public_url"), tls, jwt: self.jwt(fields) }
+    }
+
+    fn jwt(&mut self, proxy: &Fields) -> Vec<JwtKey> {
+        let mut keys: Vec<JwtKey> = Vec::new();
+        let mut kids: BTreeMap<Option<String>, Span> = BTreeMap::new();
+        for fields in proxy.tables("jwt") {
+            let kid = fields.text("kid");
+            let span = fields.span_of("kid").unwrap_or_else(|| fields.span.clone());
+            match kids.get(&kid) {
+                Some(first) => {
+                    let message =
+                        kid.as_ref().map_or("two token keys without `kid`".into(), |kid| format!("two token keys with kid {kid:?}"));
+                    let finding = Finding::new(span, message, "give each [[proxy.jwt]] a `kid` of its own");
+                    self.found.push(finding.related(first.clone(), "the first one"));
+                }
+                None => _ = kids.insert(kid.clone(), span),
+            }
+            let alg = fields.algorithm("alg");
+            let purpose = if alg == Some(Algorithm::HS256) { Use::Secret } else { Use::Public };
+            let secret_file = self.file(fields, "secret_file", purpose);
+            if let (Some(alg), Some(secret_file)) = (alg, secret_file) {
+                keys.push(JwtKey { kid, alg, secret_file, iss: fields.text("iss"), aud: fields.text("aud") });
+            }
+        }
+        keys
+    }
+
+    fn admin(&mut self, fields: &Fields) -> Option<Admin> {
+        let key_file = self.file(fields, "key_file", Use::Secret);
+        Some(Admin { listen: fields.address("listen")?, key_file: key_file? })
+    }
+
+    fn alerts(&mut self, fields: &Fields) -> Alerts {
+        let percent = |name, default| fields.number(name).and_then(|n| u8::try_from(n).ok()).unwrap_or(default);
+        let (warning, critical) = (percent("memory_warning", 80), percent("memory_critical", 90));
+        let both_good = !fields.is_bad("memory_warning") && !fields.is_bad("memory_critical");
+        if both_good && warning >= critical {
+            let span = fields.span_of("memory_warning").or_else(|| fields.span_of("memory_critical")).unwrap_or_default();
+            let message = format!("`memory_warning` ({warning}%) is not below `memory_critical` ({critical}%)");
+            self.found.push(Finding::new(span, message, "write a warning below the critical share, such as \"80%\" and \"90%\""));
+        }
+        let discord_webhook_file = fields.table("discord").and_then(|discord| self.file(discord, "webhook_file", Use::Secret));
+        Alerts { memory_warning: warning, memory_critical: critical, discord_webhook_file }
+    }
+
+    /// Every address can be bound: none twice, none on a port that an instance may get. Port 0 is any free one.
+    fn addresses(&mut self, proxy: &Fields, admin: Option<&Fields>, ports: Option<PortRange>) {
+        let listed = proxy.list("listen").unwrap_or_default().iter().filter_map(|(value, span)| Some((address(value)?, span.clone())));
+        let admin = admin.and_then(|admin| Some((admin.address("listen")?, admin.span_of("listen")?)));
+        let mut seen: Vec<(SocketAddr, Span)> = Vec::new();
+        for (address, span) in listed.chain(admin).filter(|(address, _)| address.port() != 0) {
+            if let Some((first, at)) = seen.iter().find(|(first, _)| clash(*first, address)) {
+                let message = format!("{address} cannot be listened on beside {first}");
+                self.found.push(Finding::new(span.clone(), message, "give it another port, or remove one").related(at.clone(), "this one"));
+            }
+            if let Some(ports) = ports.filter(|ports| ports.contains(address.port())) {
+                let message = format!("port {} lies in the range of the instances, {}-{}", address.port(), ports.first, ports.last);
+                self.found.push(Finding::new(span.clone(), message, "listen on another port, or move `ports` under [agent]"));
+            }
+            seen.push((address, span));
+        }
+    }
+}
+
+fn address(value: &Value) -> Option<SocketAddr> {
+    if let Value::Address(address) = value { Some(*address) } else { None }
+}
+
+/// Whether the second address cannot be bound while the first is.
+fn clash(first: SocketAddr, second: SocketAddr) -> bool {
+    let wildcard = first.ip().is_unspecified() || second.ip().is_unspecified();
+    first.port() == second.port() && first.is_ipv4() == second.is_ipv4() && (wildcard || first.ip() == second.ip())
+}

@@ -1,0 +1,193 @@
+//! Starting one real sq.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::{
+        fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::fs::OFlags;
+
+use super::process::Process;
+
+/// Everything one start needs. No `Debug`: it holds the key.
+#[derive(Clone)]
+pub struct SpawnSpec {
+    /// The sq program.
+    pub binary: PathBuf,
+    /// `<state_dir>/users/<id>`: made where missing; sq's working directory.
+    pub user_dir: PathBuf,
+    /// TCP port; sq binds it on 0.0.0.0.
+    pub port: u16,
+    /// `--key`: not empty, no `:` (see [`crate::instance_key`]).
+    pub key: String,
+}
+
+/// Why an instance could not be started. sq's own failures come later, as an exit.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// A symbolic link would lead a tenant's data out of the state directory unseen.
+    #[error("{} is a symbolic link; the agent does not follow it. Put the data there itself, or mount the other place on it", .0.display())]
+    Symlink(PathBuf),
+    /// Something else stands where a directory has to be.
+    #[error("{} is not a directory; move it away", .0.display())]
+    NotADirectory(PathBuf),
+    /// sq takes an argument that names a file for a phext, so it would run and never listen.
+    #[error("{} is named like the port, and sq would open it instead of listening; move it away", .0.display())]
+    NamedLikePort(PathBuf),
+    /// A file operation failed.
+    #[error("{what} {}: {error}", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The program could not be run.
+    #[error("starting {}: {error}", binary.display())]
+    Exec {
+        /// The program.
+        binary: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// File names inside a user's directory.
+pub const DATA_DIR: &str = "phext-data";
+/// sq's standard output and error, appended.
+pub const LOG_FILE: &str = "sq.log";
+/// Pid of the last start, for people and scripts; the agent itself trusts pidfds and start times.
+pub const PID_FILE: &str = "sq.pid";
+
+/// Starts sq in a process group of its own, with nothing inherited but limits (see [`super::limits`]): stdin from
+/// /dev/null, output appended to `sq.log`, an environment of PATH alone.
+///
+/// The log is a file and never a pipe: a pipe whose reader is gone panics sq, one that nobody reads stops it. Returns
+/// once sq's image runs, not once it listens: wait with [`super::probe::until_ready`]. Blocks for about a millisecond;
+/// must run inside a tokio runtime (`spawn_blocking` will do).
+pub fn spawn(spec: &SpawnSpec) -> Result<Process, SpawnError> {
+    let parent = spec.user_dir.parent().unwrap_or(Path::new("/"));
+    make_private_dir(parent)?;
+    make_private_dir(&spec.user_dir)?;
+    // Absolute and without links, so that a later scan finds it again by its command line.
+    let user_dir = fs::canonicalize(&spec.user_dir).map_err(file_error("resolving", &spec.user_dir))?;
+    let data_dir = user_dir.join(DATA_DIR);
+    make_private_dir(&data_dir)?;
+    fs::set_permissions(&data_dir, Permissions::from_mode(0o700)).map_err(file_error("closing to others", &data_dir))?;
+    let port = spec.port.to_string();
+    let named_like_port = user_dir.join(&port);
+    if fs::symlink_metadata(&named_like_port).is_ok() {
+        return Err(SpawnError::NamedLikePort(named_like_port));
+    }
+
+    let log = open_log(&user_dir.join(LOG_FILE))?;
+    let log_again = log.try_clone().map_err(file_error("opening", &user_dir.join(LOG_FILE)))?;
+    let child = Command::new(&spec.binary)
+        .args(["host", &port, "--key", &spec.key, "--data-dir"])
+        .arg(&data_dir)
+        .current_dir(&user_dir)
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(log_again)
+        .process_group(0)
+        .spawn()
+        .map_err(|error| SpawnError::Exec { binary: spec.binary.clone(), error })?;
+    let process = Process::from_child(child).map_err(|error| SpawnError::Exec { binary: spec.binary.clone(), error })?;
+    match write_pid(&user_dir, process.pid()) {
+        Ok(()) => Ok(process),
+        Err(error) => {
+            process.end_now();
+            Err(error)
+        }
+    }
+}
+
+/// Makes `path` with mode 0700, or accepts the directory that is there; never follows a symbolic link.
+fn make_private_dir(path: &Path) -> Result<(), SpawnError> {
+    match DirBuilder::new().recursive(false).mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(file_error("making", path)(error)),
+    }
+    let found = fs::symlink_metadata(path).map_err(file_error("looking at", path))?;
+    if found.is_symlink() {
+        return Err(SpawnError::Symlink(path.into()));
+    }
+    if found.is_dir() { Ok(()) } else { Err(SpawnError::NotADirectory(path.into())) }
+}
+
+/// Opened for append, so that rotation may truncate it under sq's hands.
+fn open_log(path: &Path) -> Result<File, SpawnError> {
+    let no_links = OFlags::NOFOLLOW.bits().cast_signed();
+    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(no_links).open(path).map_err(file_error("opening", path))
+}
+
+/// Replaced by rename: a reader sees the old pid or the new one, never half of it.
+fn write_pid(user_dir: &Path, pid: u32) -> Result<(), SpawnError> {
+    let path = user_dir.join(PID_FILE);
+    let new = user_dir.join(".sq.pid.new");
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
+        file.write_all(format!("{pid}\n").as_bytes())?;
+        fs::rename(&new, &path)
+    };
+    write().map_err(file_error("writing", &path))
+}
+
+fn file_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpawnError {
+    move |error| SpawnError::File { what, path: path.into(), error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(user_dir: PathBuf) -> SpawnSpec {
+        SpawnSpec { binary: "/bin/true".into(), user_dir, port: 10_001, key: "k".into() }
+    }
+
+    #[tokio::test]
+    async fn a_linked_user_directory_is_refused_and_nothing_appears_behind_it() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let link = dir.path().join("a");
+        std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
+        assert!(matches!(spawn(&spec(link)), Err(SpawnError::Symlink(_))));
+        assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_linked_log_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let user_dir = dir.path().join("a");
+        fs::create_dir(&user_dir).unwrap();
+        std::os::unix::fs::symlink("/dev/full", user_dir.join(LOG_FILE)).unwrap();
+        assert!(matches!(spawn(&spec(user_dir)), Err(SpawnError::File { what: "opening", .. })));
+    }
+
+    #[tokio::test]
+    async fn a_file_named_like_the_port_is_refused_since_sq_would_never_listen() {
+        let dir = tempfile::tempdir().unwrap();
+        let user_dir = dir.path().join("a");
+        fs::create_dir(&user_dir).unwrap();
+        fs::write(user_dir.join("10001"), "").unwrap();
+        let error = spawn(&spec(user_dir)).unwrap_err();
+        assert!(matches!(error, SpawnError::NamedLikePort(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = SpawnSpec { binary: "/no/such/sq".into(), ..spec(dir.path().join("a")) };
+        assert!(spawn(&missing).unwrap_err().to_string().contains("/no/such/sq"));
+    }
+}

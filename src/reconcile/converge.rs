@@ -1,0 +1,273 @@
+//! Carries out what the plan says: changes the observed state, and starts the task that does the rest.
+
+use std::sync::Arc;
+
+use super::{
+    agent::Agent,
+    backoff,
+    event::Change,
+    lifecycle::{self, Drain},
+    plan::{self, Action},
+    port_book::QUARANTINE,
+};
+use crate::{
+    desired::TenantId,
+    instance::{
+        binary, ports,
+        process::{Process, StopSignal},
+        spawn::SpawnSpec,
+    },
+    instance_key,
+    observed::{Known, Moment, State, StopReason},
+    store::unix_now,
+};
+
+impl Agent {
+    pub(super) fn carry_out(&mut self, actions: Vec<Action>, now: Moment) {
+        for action in actions {
+            match action {
+                Action::Apply(id) => self.apply(&id),
+                Action::Start(id) => self.queue.push(&id),
+                Action::Stop(id, why) => self.begin_stop(&id, why, now),
+                Action::Look(id) => self.begin_look(&id),
+                Action::Leave(id) => self.leave(&id),
+                Action::Forget(id) => self.forget(&id, now),
+                Action::Hold(_) => {} // said once by the round; nothing is done
+            }
+        }
+    }
+
+    /// Gives a new tenant its place; brings a known one's limits up to date.
+    fn apply(&mut self, id: &TenantId) {
+        let Some(tenant) = self.desired.tenants.get(id).cloned() else { return };
+        match self.observed.known.get_mut(id) {
+            Some(known) => {
+                known.spec = tenant.clone();
+                known.leaving = false;
+                backoff::reset(&mut known.back_off);
+            }
+            None => match self.store.assign_slot(id) {
+                Ok(slot) => {
+                    tracing::info!(tenant = %id, slot, tier = %tenant.tier, "tenant taken in");
+                    self.observed.known.insert(id.clone(), Known::new(slot, tenant.clone()));
+                }
+                Err(error) => tracing::error!(tenant = %id, %error, "no slot for this tenant; tried again at the next tick"),
+            },
+        }
+        let noted = serde_json::to_string(&tenant).map_err(|error| error.to_string());
+        if let Err(error) = noted.and_then(|spec| self.store.set_spec(id, &spec).map_err(|error| error.to_string())) {
+            tracing::error!(tenant = %id, error, "what is in force cannot be noted; it is applied all the same");
+        }
+        self.routes.touch(id);
+    }
+
+    fn leave(&mut self, id: &TenantId) {
+        if let Some(known) = self.observed.known.get_mut(id) {
+            known.leaving = true;
+            tracing::info!(tenant = %id, "tenant left tenants.toml: its instance is stopped, its data stays");
+            self.touch(id);
+        }
+    }
+
+    fn forget(&mut self, id: &TenantId, now: Moment) {
+        let Some(known) = self.observed.known.remove(id) else { return };
+        if let Err(error) = self.store.tombstone(id, unix_now()) {
+            tracing::error!(tenant = %id, %error, "the removal cannot be noted; a restarted agent will do it again");
+        }
+        if let Some(port) = known.port {
+            self.release_port(id, port, now);
+        }
+        if let Some(slot) = self.activity.slot(known.slot) {
+            slot.reset();
+        }
+        self.memory.remove(id);
+        self.health.forget(id);
+        self.routes.touch(id);
+        self.note_event(Some(id), "removed", "stopped; the data stays");
+    }
+
+    /// Begins as many starts as may run now.
+    pub(super) fn begin_starts(&mut self, now: Moment) {
+        // Without the program nothing can start; the queue keeps its order until it is there.
+        let Some(program) = self.program.clone().filter(|_| !self.stopping) else { return };
+        while let Some(id) = self.queue.pop() {
+            // What was wished for when it was queued may not be any more.
+            let wanted = plan::plan_tenant(&self.desired, &self.observed, &id, now).contains(&Action::Start(id.clone()));
+            if !wanted || !self.begin_start(&id, &program, now) {
+                self.queue.done(&id);
+            }
+        }
+    }
+
+    /// Whether a start is under way.
+    fn begin_start(&mut self, id: &TenantId, program: &binary::SqBinary, now: Moment) -> bool {
+        let port = match self.find_port(id, now) {
+            Some(port) => port,
+            None => {
+                self.crashed(id, 0, "no free port in [agent] ports: widen the range, or free the ports that others hold".into(), now);
+                return false;
+            }
+        };
+        // Persisted before the spawn, so that no two starts ever share an epoch, and with it a key.
+        let epoch = match self.store.next_epoch(id).and_then(|epoch| self.store.set_port(id, port).map(|()| epoch)) {
+            Ok(epoch) => epoch,
+            Err(error) => {
+                self.crashed(id, 0, format!("instances.db: {error}"), now);
+                return false;
+            }
+        };
+        let Some(known) = self.observed.known.get_mut(id) else { return false };
+        known.port = Some(port);
+        known.epoch = epoch;
+        known.state = State::Starting { epoch };
+        known.restart_wanted = false;
+        known.unhealthy = false;
+        self.ports.give(port, id);
+        self.routes.touch(id);
+        let key = instance_key::derive(&self.instance_secret, id, epoch);
+        let spec = SpawnSpec { binary: program.path.clone(), user_dir: self.user_dir(id), port, key };
+        tokio::spawn(lifecycle::start(id.clone(), epoch, spec, self.reports.clone()));
+        true
+    }
+
+    /// The tenant's own port, or another one that nothing holds; what is skipped is said.
+    fn find_port(&mut self, id: &TenantId, now: Moment) -> Option<u16> {
+        let mut sticky = self.observed.known.get(id).and_then(|known| known.port);
+        loop {
+            let port = self.ports.candidate(id, sticky.take(), now)?;
+            match ports::probe_free(port) {
+                ports::PortState::Free => {
+                    let own = self.observed.known.get(id).and_then(|known| known.port);
+                    if let Some(old) = own.filter(|&old| old != port) {
+                        self.release_port(id, old, now);
+                    }
+                    return Some(port);
+                }
+                ports::PortState::Taken { by } => self.skip_port(id, port, &by, now),
+                ports::PortState::Forbidden(why) => self.skip_port(id, port, &why, now),
+            }
+        }
+    }
+
+    pub(super) fn skip_port(&mut self, id: &TenantId, port: u16, why: &str, now: Moment) {
+        tracing::warn!(tenant = %id, port, why, "port skipped: something else holds it");
+        self.note_event(Some(id), "port_skipped", &format!("port {port}: {why}"));
+        self.ports.taken(port, now);
+    }
+
+    fn release_port(&mut self, id: &TenantId, port: u16, now: Moment) {
+        self.ports.release(port, now);
+        if let Err(error) = self.store.release_port(id, unix_now() + QUARANTINE.as_secs()) {
+            tracing::error!(tenant = %id, port, %error, "the release of a port cannot be noted");
+        }
+    }
+
+    pub(super) fn begin_stop(&mut self, id: &TenantId, why: StopReason, now: Moment) {
+        let (Some(known), Some(process)) = (self.observed.known.get_mut(id), self.processes.get(id)) else { return };
+        let State::Running(running) = &known.state else { return };
+        let epoch = running.epoch;
+        if why == StopReason::FailedProbes {
+            self.observed.probe_restarts.push_back(now);
+            self.observed.probe_restarts.retain(|&at| now.since(at) < plan::PROBE_RESTARTS_PERIOD);
+        }
+        known.state = State::Stopping { epoch, why };
+        self.routes.touch(id);
+        tracing::info!(tenant = %id, epoch, why = why.text(), "instance drains and stops");
+        self.draining.push(Drain { id: id.clone(), epoch, process: process.clone(), slot: known.slot });
+    }
+
+    /// Waits for what is in flight, then stops: only once the rows that say `draining` are published.
+    pub(super) fn drain(&mut self) {
+        for drain in self.draining.drain(..) {
+            tokio::spawn(lifecycle::drain_and_stop(drain, self.activity.clone(), self.reports.clone()));
+        }
+    }
+
+    fn begin_look(&mut self, id: &TenantId) {
+        let Some(known) = self.observed.known.get_mut(id) else { return };
+        known.state = State::Looking;
+        let epoch = known.epoch;
+        let (id, secret, reports) = (id.clone(), self.instance_secret.clone(), self.reports.clone());
+        match self.found.remove(&id) {
+            Some(found) => tokio::spawn(lifecycle::look(id, epoch, secret, found, reports)),
+            None => tokio::spawn(lifecycle::scan_and_look(id, epoch, secret, self.desired.state_dir.clone(), reports)),
+        };
+    }
+
+    /// Notes that a start or an instance of `id` came to nothing, and when the next try is.
+    pub(super) fn crashed(&mut self, id: &TenantId, epoch: u64, how: String, now: Moment) {
+        let Some(known) = self.observed.known.get_mut(id) else { return };
+        let ran = match &known.state {
+            State::Running(running) => now.since(running.since),
+            _ => std::time::Duration::ZERO,
+        };
+        let looping = backoff::note_crash(&mut known.back_off, now, ran, jitter());
+        known.state = State::Absent;
+        let wait = known.back_off.not_before.map_or(0, |at| now.until(at).as_millis());
+        tracing::warn!(tenant = %id, epoch, how, retry_in_ms = wait, "instance ended unasked");
+        known.last_exit = Some(how.clone());
+        self.note_event(Some(id), "crashed", &how);
+        if looping {
+            tracing::error!(tenant = %id, "crash loop: five crashes in ten minutes; see its sq.log");
+            self.note_event(Some(id), "crash_loop", &how);
+        }
+        self.touch(id);
+    }
+
+    /// `id` needs a plan of its own and perhaps a new row.
+    pub(super) fn touch(&mut self, id: &TenantId) {
+        self.routes.touch(id);
+        self.touched.insert(id.clone());
+    }
+
+    /// Ends a process that belongs to no tenant's instance.
+    pub(super) fn end_stray(&mut self, id: &TenantId, process: Arc<Process>) {
+        tracing::warn!(tenant = %id, pid = process.pid(), "an sq that is no tenant's instance is stopped");
+        self.note_event(Some(id), "stray_stopped", &format!("pid {}", process.pid()));
+        tokio::spawn(lifecycle::stop_unproved(id.clone(), vec![process], self.reports.clone()));
+    }
+
+    /// Drains and stops everything; the loop ends when nothing is left.
+    pub(super) fn stop_all(&mut self) {
+        self.stopping = true;
+        let now = Moment::now();
+        let running: Vec<TenantId> = self.processes.keys().cloned().collect();
+        tracing::info!(instances = running.len(), "stopping: instances drain and end; a second signal ends the agent at once");
+        for id in running {
+            self.begin_stop(&id, StopReason::Shutdown, now);
+        }
+    }
+
+    /// No more draining: every instance is told to end now.
+    pub(super) fn end_now(&mut self) {
+        for process in self.processes.values() {
+            if let Err(error) = process.signal(StopSignal::Term) {
+                tracing::warn!(pid = process.pid(), %error, "an instance could not be told to end");
+            }
+        }
+    }
+
+    /// A start that completed while the agent is stopping is stopped at once.
+    pub(super) fn stop_if_ending(&mut self, id: &TenantId, now: Moment) {
+        if self.stopping {
+            self.begin_stop(id, StopReason::Shutdown, now);
+        }
+    }
+
+    pub(super) fn is_current(&self, id: &TenantId, epoch: u64, change: &Change) -> bool {
+        let Some(known) = self.observed.known.get(id) else { return false };
+        match &known.state {
+            State::Starting { epoch: current } | State::Stopping { epoch: current, .. } => *current == epoch,
+            State::Running(running) => running.epoch == epoch,
+            State::Absent | State::Unknown | State::Looking => {
+                tracing::debug!(tenant = %id, epoch, ?change, "news of an instance that is gone");
+                false
+            }
+        }
+    }
+}
+
+/// Random in 0..=1.
+fn jitter() -> f64 {
+    getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
+}

@@ -1,0 +1,80 @@
+//! What reaches the loop from the tasks that carry out its actions.
+
+use std::sync::Arc;
+
+use crate::{
+    desired::TenantId,
+    instance::{
+        binary::SqBinary,
+        process::{Exit, Process},
+        scan::Found,
+    },
+};
+
+/// News for the loop.
+#[derive(Debug)]
+pub enum Event {
+    /// About the start `epoch` of one tenant's instance; news of an earlier start is stale and dropped.
+    Instance(TenantId, u64, Change),
+    /// A look at one tenant's processes ended.
+    Looked(TenantId, Look),
+    /// A full look at the host.
+    Surveyed(Survey),
+    /// The search for the program of this identity ended.
+    Program(String, Result<SqBinary, String>),
+}
+
+/// How an instance changed.
+#[derive(Debug)]
+pub enum Change {
+    /// The process exists; nothing is proved yet.
+    Spawned(Arc<Process>),
+    /// The keyed probe proved that this process answers on the port.
+    Ready,
+    /// It did not come up, and nothing of it runs.
+    NotStarted(NotStarted),
+    /// The process ended.
+    Exited(Exit),
+    /// It was told to end and killed, and is still there.
+    Immortal,
+    /// Whether it answered a probe.
+    Probed(bool),
+}
+
+/// Why a start came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotStarted {
+    /// Something else holds the port: take another one, it is nobody's fault.
+    PortTaken,
+    /// It could not be spawned, died or did not answer; in words.
+    Failed(String),
+}
+
+/// What a look at one tenant found.
+#[derive(Debug)]
+pub enum Look {
+    /// Nothing of it runs.
+    Gone,
+    /// The instance that the record names lives and proved itself.
+    Ours {
+        /// The process.
+        process: Arc<Process>,
+        /// Its start.
+        epoch: u64,
+        /// Its port.
+        port: u16,
+    },
+    /// Processes of this tenant that nothing proves to be ours.
+    Unproved(Vec<Arc<Process>>),
+    /// Could not tell; ask again.
+    Failed(String),
+}
+
+/// A full look at the host.
+#[derive(Debug)]
+pub struct Survey {
+    /// Every sq of this state directory.
+    pub found: Vec<Found>,
+    /// Memory of each, bytes, by process id.
+    pub memory: Vec<(u32, u64)>,
+}

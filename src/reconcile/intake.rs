@@ -1,0 +1,119 @@
+//! Takes in tenants.toml: what is in force, what was refused, and since when.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    desired::{self, Desired, Rejected},
+    observed::Moment,
+};
+
+/// The file, and where it stands against what is in force.
+#[derive(Debug)]
+pub struct Intake {
+    file: PathBuf,
+    /// Content that was last looked at; `None` where there was no file.
+    seen: Option<[u8; 32]>,
+    refused: Option<Refused>,
+}
+
+/// Why the file as it stands is not in force.
+#[derive(Debug)]
+struct Refused {
+    since: Moment,
+    text: String,
+}
+
+/// What a look at the file gave.
+#[derive(Debug)]
+pub enum Taken {
+    /// Nothing new.
+    Same,
+    /// A valid desired state.
+    New(Box<Desired>),
+    /// It cannot be applied; what is in force stays. One line that names place and remedy.
+    Refused(String),
+}
+
+/// A refusal in one line, and in full.
+struct Refusal {
+    summary: String,
+    text: String,
+}
+
+impl From<Rejected> for Refusal {
+    fn from(rejected: Rejected) -> Self {
+        Self { summary: rejected.summary(), text: rejected.to_string() }
+    }
+}
+
+impl Intake {
+    /// Starts from `desired`, which was loaded from `file`, or from its last good copy where the file itself was refused.
+    pub fn new(file: &Path, refused: Option<&Rejected>, now: Moment) -> Self {
+        Self {
+            file: file.to_owned(),
+            seen: desired::fingerprint(file),
+            refused: refused.map(|rejected| Refused { since: now, text: rejected.to_string() }),
+        }
+    }
+
+    /// Looks at the file; `in_force` is what a new state must be able to follow.
+    ///
+    /// While the file is refused it is tried at each look: what it names, a secret file say, may have been mended.
+    pub fn look(&mut self, in_force: &Desired, now: Moment) -> Taken {
+        let fingerprint = desired::fingerprint(&self.file);
+        if fingerprint == self.seen && self.refused.is_none() {
+            return Taken::Same;
+        }
+        self.seen = fingerprint;
+        match desired::load(&self.file).map_err(Refusal::from).and_then(|new| follows(in_force, new)) {
+            Ok(new) => {
+                self.refused = None;
+                Taken::New(Box::new(new))
+            }
+            Err(Refusal { summary, text }) => {
+                let since = self.refused.as_ref().map_or(now, |refused| refused.since);
+                let said = self.refused.as_ref().is_some_and(|refused| refused.text == text);
+                self.refused = Some(Refused { since, text });
+                if said { Taken::Same } else { Taken::Refused(summary) }
+            }
+        }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Seconds for which the file could not be applied, and why.
+    pub fn stale(&self, now: Moment) -> Option<(u64, &str)> {
+        self.refused.as_ref().map(|refused| (now.since(refused.since).as_secs().max(1), refused.text.as_str()))
+    }
+}
+
+/// A running agent cannot move to another state directory, nor rename its shared pages under the proxy.
+fn follows(in_force: &Desired, new: Desired) -> Result<Desired, Refusal> {
+    for (key, old, new) in [
+        ("state_dir", in_force.state_dir.display().to_string(), new.state_dir.display().to_string()),
+        ("name", in_force.name.clone(), new.name.clone()),
+    ] {
+        if old != new {
+            let text = format!(
+                "[agent] {key} cannot change while the agent runs (it is {old:?}, the file says {new:?}): put it back, or stop the agent first"
+            );
+            return Err(Refusal { summary: text.clone(), text });
+        }
+    }
+    Ok(new)
+}
+
+/// Keys whose change takes effect only when the agent starts anew, for status and log.
+pub fn pending_restart(started_with: &Desired, now: &Desired) -> Vec<String> {
+    let mut keys = Vec::new();
+    if started_with.proxy.listen != now.proxy.listen {
+        keys.push("[proxy] listen".to_owned());
+    }
+    if started_with.admin != now.admin {
+        keys.push("[admin]".to_owned());
+    }
+    keys
+}

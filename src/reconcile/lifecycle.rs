@@ -1,0 +1,192 @@
+//! The tasks that carry out one action each: start, drain and stop, look. They hold no decision; they report to the loop.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc::UnboundedSender, time::Instant};
+
+use super::event::{Change, Event, Look, NotStarted, Survey};
+use crate::{
+    desired::TenantId,
+    instance::{
+        log,
+        ports::{self, PortState},
+        probe::{self, KeyedAnswer, NotReady, ProbeError},
+        process::Process,
+        scan::{self, Found},
+        spawn::{self, SpawnSpec},
+        stop, usage,
+    },
+    instance_key,
+    route::Activity,
+    secret::Secret,
+};
+
+/// An sq that is not ready by then is broken: the p99 of a start is about 20 ms alone and 300 ms in a crowd (sq-facts).
+const READY_WITHIN: Duration = Duration::from_secs(10);
+/// How long a stop waits for the requests in flight.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Between TERM and KILL.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+/// A killed process that is still there after this is stuck in the kernel.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// A log is rotated beyond this size, bytes.
+const LOG_MAX: u64 = 10 << 20;
+/// How often a drain looks at the requests in flight.
+const DRAIN_POLL: Duration = Duration::from_millis(5);
+/// For one probe of an instance that should be up.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// Where a task reports to.
+pub type Reports = UnboundedSender<Event>;
+
+/// An instance that is to be stopped.
+#[derive(Debug)]
+pub struct Drain {
+    /// Whose.
+    pub id: TenantId,
+    /// Its start.
+    pub epoch: u64,
+    /// Its process.
+    pub process: Arc<Process>,
+    /// The tenant's slot in the activity page.
+    pub slot: u32,
+}
+
+/// Starts an instance, proves it, then waits for its end. One task an instance, for its whole life.
+pub async fn start(id: TenantId, epoch: u64, spec: SpawnSpec, reports: Reports) {
+    let report = |change| {
+        // The loop is gone only when the agent ends.
+        let _ = reports.send(Event::Instance(id.clone(), epoch, change));
+    };
+    let (port, key) = (spec.port, spec.key.clone());
+    let spawned = tokio::task::spawn_blocking(move || spawn::spawn(&spec)).await;
+    let process = match spawned {
+        Ok(Ok(process)) => Arc::new(process),
+        Ok(Err(error)) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
+        Err(error) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
+    };
+    report(Change::Spawned(process.clone()));
+    match probe::until_ready(&process, port, &key, Instant::now() + READY_WITHIN).await {
+        Ok(()) => report(Change::Ready),
+        Err(not_ready) => {
+            stop::stop(&process, Duration::ZERO).await;
+            return report(Change::NotStarted(why(not_ready, port)));
+        }
+    }
+    report(Change::Exited(process.exited().await));
+}
+
+fn why(not_ready: NotReady, port: u16) -> NotStarted {
+    match not_ready {
+        NotReady::PortTaken { .. } => NotStarted::PortTaken,
+        // sq panics when somebody else holds its port (sq-facts): then this is not its fault.
+        NotReady::Exited(_) if matches!(ports::probe_free(port), PortState::Taken { .. }) => NotStarted::PortTaken,
+        other => NotStarted::Failed(other.to_string()),
+    }
+}
+
+/// Waits for the end of an instance that an earlier agent started.
+pub async fn watch(id: TenantId, epoch: u64, process: Arc<Process>, reports: Reports) {
+    let exit = process.exited().await;
+    let _ = reports.send(Event::Instance(id, epoch, Change::Exited(exit)));
+}
+
+/// Waits until nothing is in flight for `slot` (the row says `draining` already), then ends the process.
+///
+/// The exit itself is reported by the task that waits for it.
+pub async fn drain_and_stop(drain: Drain, activity: Arc<Activity>, reports: Reports) {
+    let Drain { id, epoch, process, slot } = drain;
+    if !drained(&activity, slot, DRAIN).await {
+        tracing::warn!(tenant = %id, epoch, "requests are still in flight after {} s: the instance is stopped all the same", DRAIN.as_secs());
+    }
+    if tokio::time::timeout(TERM_GRACE + GONE_WITHIN, stop::stop(&process, TERM_GRACE)).await.is_err() {
+        let _ = reports.send(Event::Instance(id, epoch, Change::Immortal));
+    }
+}
+
+/// Whether nothing was in flight for `slot` at some moment within `patience`.
+async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        if activity.slot(slot).is_none_or(|slot| slot.in_flight() == 0) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+}
+
+/// Finds out whether one of `found` is the instance that the record `(epoch, key)` names, and which are not.
+pub async fn look(id: TenantId, epoch: u64, secret: Secret, found: Vec<Found>, reports: Reports) {
+    let _ = reports.send(Event::Looked(id.clone(), look_at(&id, epoch, &secret, found).await));
+}
+
+async fn look_at(id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) -> Look {
+    let key = instance_key::derive(secret, id, epoch);
+    let mut unproved = Vec::new();
+    for found in found {
+        let process = match Process::adopt(found.pid, found.start_time) {
+            Ok(Some(process)) => Arc::new(process),
+            Ok(None) => continue,
+            Err(error) => return Look::Failed(format!("pid {}: {error}", found.pid)),
+        };
+        if unproved.is_empty() && found.key == key && answers(found.port, &key).await {
+            return Look::Ours { process, epoch, port: found.port };
+        }
+        unproved.push(process);
+    }
+    if unproved.is_empty() { Look::Gone } else { Look::Unproved(unproved) }
+}
+
+/// Whether what listens on `port` takes `key`. One that is too busy to answer in time is left to the liveness probes.
+async fn answers(port: u16, key: &str) -> bool {
+    matches!(probe::keyed(port, key, PROBE).await, Ok(KeyedAnswer::Mine) | Err(ProbeError::Timeout(_)))
+}
+
+/// Ends every process of a tenant that nothing proves to be ours, and reports the last exit as that of epoch 0.
+pub async fn stop_unproved(id: TenantId, processes: Vec<Arc<Process>>, reports: Reports) {
+    let mut exit = None;
+    for process in processes {
+        exit = Some(stop::stop(&process, TERM_GRACE).await);
+    }
+    if let Some(exit) = exit {
+        let _ = reports.send(Event::Instance(id, 0, Change::Exited(exit)));
+    }
+}
+
+/// Probes a running instance once.
+pub async fn probe(id: TenantId, epoch: u64, port: u16, reports: Reports) {
+    let answered = probe::alive(port, PROBE).await.is_ok();
+    let _ = reports.send(Event::Instance(id, epoch, Change::Probed(answered)));
+}
+
+/// Scans for the processes of `id`, then looks at them.
+pub async fn scan_and_look(id: TenantId, epoch: u64, secret: Secret, state_dir: PathBuf, reports: Reports) {
+    let found = tokio::task::spawn_blocking(move || scan::scan(&state_dir)).await;
+    let look = match found {
+        Ok(Ok(found)) => look_at(&id, epoch, &secret, found.into_iter().filter(|found| found.id == id).collect()).await,
+        Ok(Err(error)) => Look::Failed(error.to_string()),
+        Err(error) => Look::Failed(error.to_string()),
+    };
+    let _ = reports.send(Event::Looked(id, look));
+}
+
+/// A look at all that runs, blocking; rotates the logs on the way.
+pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, pids: Vec<u32>, reports: Reports) -> impl FnOnce() {
+    move || {
+        let logs = user_dirs.into_iter().map(|dir| dir.join("sq.log")).chain(["access.log", "proxy.log"].map(|name| state_dir.join(name)));
+        for log in logs {
+            if let Err(error) = log::rotate_if_needed(&log, LOG_MAX) {
+                tracing::warn!(log = %log.display(), %error, "a log cannot be rotated");
+            }
+        }
+        let memory = pids.into_iter().filter_map(|pid| Some((pid, usage::memory_bytes(pid).ok()?))).collect();
+        let found = scan::scan(&state_dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "/proc cannot be read");
+            Vec::new()
+        });
+        let _ = reports.send(Event::Surveyed(Survey { found, memory }));
+    }
+}

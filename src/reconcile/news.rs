@@ -1,0 +1,264 @@
+//! Takes in what happened: to instances, to looks, to the host, to the proxy.
+
+use std::sync::Arc;
+
+use super::{
+    agent::Agent,
+    event::{Change, Event, Look, NotStarted, Survey},
+    health::{Health, Verdict},
+    lifecycle,
+};
+use crate::{
+    desired::TenantId,
+    instance::process::{Exit, Process},
+    observed::{Moment, Running, State, StopReason},
+    proxy::{credentials, supervisor::ProxyEvent},
+    store::{InstanceRecord, unix_now},
+};
+
+impl Agent {
+    pub(super) fn take_in(&mut self, event: Event) {
+        let now = Moment::now();
+        match event {
+            Event::Instance(id, epoch, change) if self.is_current(&id, epoch, &change) => self.changed(&id, epoch, change, now),
+            Event::Instance(..) => {}
+            Event::Looked(id, look) => self.looked(&id, look, now),
+            Event::Surveyed(survey) => self.surveyed(survey),
+            Event::Program(identity, found) => self.program_found(&identity, found),
+        }
+    }
+
+    fn changed(&mut self, id: &TenantId, epoch: u64, change: Change, now: Moment) {
+        match change {
+            Change::Spawned(process) => self.spawned(id, epoch, process),
+            Change::Ready => self.ready(id, epoch, now),
+            Change::NotStarted(why) => self.not_started(id, epoch, why, now),
+            Change::Exited(exit) => self.exited(id, epoch, exit, now),
+            Change::Immortal => {
+                tracing::error!(tenant = %id, epoch, "killed, and still there: the kernel holds it; looking again");
+                self.processes.remove(id);
+                if let Some(known) = self.observed.known.get_mut(id) {
+                    known.state = State::Unknown;
+                }
+                self.touch(id);
+            }
+            Change::Probed(answered) => self.probed(id, epoch, answered),
+        }
+    }
+
+    fn spawned(&mut self, id: &TenantId, epoch: u64, process: Arc<Process>) {
+        let port = self.observed.known.get(id).and_then(|known| known.port).unwrap_or(0);
+        let record = InstanceRecord {
+            epoch,
+            pid: process.pid(),
+            start_time: process.start_time(),
+            boot_id: self.boot_id.clone(),
+            port,
+            program: self.observed.program.clone(),
+            started_at: unix_now(),
+        };
+        if let Err(error) = self.store.record_instance(id, &record) {
+            tracing::error!(tenant = %id, %error, "the instance cannot be noted; a restarted agent finds it in /proc");
+        }
+        self.processes.insert(id.clone(), process);
+    }
+
+    fn ready(&mut self, id: &TenantId, epoch: u64, now: Moment) {
+        self.queue.done(id);
+        let Some(process) = self.processes.get(id) else { return };
+        let running = Running { epoch, pid: process.pid(), program: self.observed.program.clone(), since: now, started_at: unix_now() };
+        if let Some(known) = self.observed.known.get_mut(id) {
+            tracing::info!(tenant = %id, epoch, pid = running.pid, port = known.port, "instance is ready");
+            known.restarts += u64::from(known.started_before);
+            known.started_before = true;
+            known.state = State::Running(running);
+        }
+        self.touch(id);
+        self.stop_if_ending(id, now);
+    }
+
+    fn not_started(&mut self, id: &TenantId, epoch: u64, why: NotStarted, now: Moment) {
+        self.queue.done(id);
+        self.processes.remove(id);
+        self.clear_instance(id);
+        match why {
+            NotStarted::PortTaken => {
+                let port = self.observed.known.get(id).and_then(|known| known.port);
+                if let Some(port) = port {
+                    self.skip_port(id, port, "taken while sq was starting", now);
+                }
+                if let Some(known) = self.observed.known.get_mut(id) {
+                    known.state = State::Absent;
+                }
+                self.touch(id);
+            }
+            NotStarted::Failed(how) => self.crashed(id, epoch, how, now),
+        }
+    }
+
+    fn exited(&mut self, id: &TenantId, epoch: u64, exit: Exit, now: Moment) {
+        self.processes.remove(id);
+        self.memory.remove(id);
+        self.health.forget(id);
+        self.clear_instance(id);
+        let Some(known) = self.observed.known.get_mut(id) else { return };
+        match known.state {
+            State::Stopping { why, .. } => {
+                tracing::info!(tenant = %id, epoch, %exit, why = why.text(), "instance stopped");
+                known.state = State::Absent;
+                known.last_exit = Some(format!("{exit} ({})", why.text()));
+                if matches!(why, StopReason::Asked | StopReason::ProgramChanged) {
+                    super::backoff::reset(&mut known.back_off);
+                }
+                self.note_event(Some(id), "stopped", why.text());
+                self.touch(id);
+            }
+            _ => self.crashed(id, epoch, exit.to_string(), now),
+        }
+    }
+
+    fn clear_instance(&mut self, id: &TenantId) {
+        if let Err(error) = self.store.clear_instance(id) {
+            tracing::error!(tenant = %id, %error, "the end of an instance cannot be noted");
+        }
+    }
+
+    fn probed(&mut self, id: &TenantId, epoch: u64, answered: bool) {
+        let verdict = self.health.note(id, epoch, answered);
+        let Some(known) = self.observed.known.get_mut(id) else { return };
+        match verdict {
+            Verdict::Same => return,
+            Verdict::Unhealthy => {
+                tracing::warn!(tenant = %id, epoch, "three probes in a row failed: it is to be restarted");
+                known.unhealthy = true;
+            }
+            Verdict::Recovered => known.unhealthy = false,
+        }
+        self.touch(id);
+    }
+
+    fn looked(&mut self, id: &TenantId, look: Look, now: Moment) {
+        let Some(known) = self.observed.known.get_mut(id) else { return };
+        match look {
+            Look::Gone => known.state = State::Absent,
+            Look::Failed(error) => {
+                tracing::warn!(tenant = %id, error, "could not look; again at the next tick");
+                known.state = State::Unknown;
+            }
+            Look::Ours { process, epoch, port } => {
+                tracing::info!(tenant = %id, epoch, pid = process.pid(), port, "instance adopted");
+                let record = self.records.remove(id).filter(|record| record.epoch == epoch);
+                known.port = Some(port);
+                known.started_before = true;
+                known.state = State::Running(Running {
+                    epoch,
+                    pid: process.pid(),
+                    program: record.as_ref().map_or_else(String::new, |record| record.program.clone()),
+                    since: now,
+                    started_at: record.map_or(0, |record| record.started_at),
+                });
+                self.ports.give(port, id);
+                self.processes.insert(id.clone(), process.clone());
+                tokio::spawn(lifecycle::watch(id.clone(), epoch, process, self.reports.clone()));
+                self.stop_if_ending(id, now);
+            }
+            Look::Unproved(processes) => {
+                tracing::warn!(tenant = %id, count = processes.len(), "nothing proves these processes to be ours: they are stopped before another start");
+                known.state = State::Stopping { epoch: 0, why: StopReason::Unproved };
+                tokio::spawn(lifecycle::stop_unproved(id.clone(), processes, self.reports.clone()));
+            }
+        }
+        self.touch(id);
+    }
+
+    /// Looks at everything that really runs, off the loop.
+    pub(super) fn survey(&mut self) {
+        if std::mem::replace(&mut self.surveying, true) {
+            return;
+        }
+        let pids: Vec<u32> = self.processes.values().map(|process| process.pid()).collect();
+        tokio::task::spawn_blocking(lifecycle::survey(
+            self.desired.state_dir.clone(),
+            self.desired.tenants.keys().map(|id| self.user_dir(id)).collect(),
+            pids,
+            self.reports.clone(),
+        ));
+    }
+
+    fn surveyed(&mut self, survey: Survey) {
+        self.surveying = false;
+        let owner: std::collections::HashMap<u32, &TenantId> = self.processes.iter().map(|(id, process)| (process.pid(), id)).collect();
+        let memory = survey.memory.into_iter().filter_map(|(pid, bytes)| Some(((*owner.get(&pid)?).clone(), bytes))).collect();
+        let strays: Vec<_> = survey.found.into_iter().filter(|found| !owner.contains_key(&found.pid) && self.is_stray(&found.id)).collect();
+        self.memory = memory;
+        for found in strays {
+            if let Ok(Some(process)) = Process::adopt(found.pid, found.start_time) {
+                self.end_stray(&found.id, Arc::new(process));
+            }
+        }
+    }
+
+    /// A process of `id` that is not its instance: one of a tenant in the middle of a start or stop may be just that.
+    fn is_stray(&self, id: &TenantId) -> bool {
+        self.observed.known.get(id).is_none_or(|known| matches!(known.state, State::Running(_) | State::Absent))
+    }
+
+    /// Probes whoever is due and was not seen to answer by the proxy.
+    pub(super) fn probe(&mut self) {
+        let due = self.health.turn();
+        let seconds = |moment: Moment| moment.as_millis() / 1_000;
+        let since = seconds(Moment::now()).saturating_sub(Health::PERIOD.as_secs());
+        for (id, known) in &self.observed.known {
+            let State::Running(running) = &known.state else { continue };
+            if !due(known.slot) || self.stopping {
+                continue;
+            }
+            let seen =
+                self.activity.slot(known.slot).is_some_and(|slot| slot.snapshot().last_answer.is_some_and(|at| u64::from(at) >= since));
+            // An unhealthy one is asked itself: what the proxy saw may be the answer before it hung.
+            if let Some(port) = known.port.filter(|_| !seen || known.unhealthy) {
+                tokio::spawn(lifecycle::probe(id.clone(), running.epoch, port, self.reports.clone()));
+            }
+        }
+    }
+
+    pub(super) fn hear_proxy(&mut self, event: ProxyEvent) {
+        match event {
+            ProxyEvent::Up { pid, .. } => {
+                tracing::info!(pid, "proxy is up");
+                self.proxy.pid = Some(pid);
+                self.proxy.detail = None;
+            }
+            ProxyEvent::Down { exit, next_try } => {
+                tracing::error!(exit, next_try_ms = next_try.as_millis(), "proxy is down");
+                self.note_event(None, "proxy_down", &exit);
+                self.proxy.pid = None;
+                self.proxy.detail = Some(format!("down: {exit}"));
+            }
+            ProxyEvent::Refused { why } => {
+                tracing::error!(why, "the proxy refuses the new settings; the old ones stay in force");
+                self.note_event(None, "settings_refused", &why);
+                self.proxy.detail = Some(format!("refused the new settings: {why}"));
+            }
+            ProxyEvent::Nudge { id, .. } => {
+                if self.observed.known.contains_key(&id) {
+                    self.queue.request(&id);
+                    self.touched.insert(id);
+                }
+            }
+        }
+    }
+
+    /// Reads keys and certificates anew and hands them to the proxy; what cannot be read leaves the old ones in force.
+    pub(super) fn renew_settings(&mut self) {
+        match credentials::settings(&self.desired) {
+            Ok(settings) => {
+                self.settings.send_replace(Arc::new(settings));
+            }
+            Err(error) => {
+                tracing::error!(%error, "keys or certificates cannot be read; the old ones stay in force");
+                self.note_event(None, "settings_refused", &error.to_string());
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What the loop tells people: the status, with a sentence a tenant that says why it is as it is.
+
+use http::StatusCode;
+
+use super::{agent::Agent, intake, rows};
+use crate::{
+    admin::{
+        server::{Answer, Question},
+        status::{AgentStatus, Status, TenantStatus},
+    },
+    desired::TenantId,
+    observed::{Known, Moment, State},
+    route::RouteState,
+};
+
+impl Agent {
+    /// Answers a command.
+    pub(super) fn answer(&mut self, question: Question) -> Answer {
+        match question {
+            Question::Status => json(&self.status(Moment::now())),
+            Question::Observed => json(&self.observed),
+            Question::Confirm(hash) => self.confirm(&hash),
+            Question::Restart(id) => self.restart(&id),
+        }
+    }
+
+    fn confirm(&mut self, hash: &str) -> Answer {
+        match &self.held {
+            Some(held) if held.hash == hash => {
+                let text = format!("{} removals confirmed", held.removals.len());
+                tracing::warn!(hash, removals = held.removals.len(), "held removals confirmed by an operator");
+                self.note_event(None, "removals_confirmed", hash);
+                self.observed.confirmed = Some(hash.to_owned());
+                self.replan = true;
+                json(&serde_json::json!({ "detail": text }))
+            }
+            Some(held) => Err((
+                StatusCode::CONFLICT,
+                format!("the held plan is {}, not {hash}: look at it with `sq-agent plan`, then confirm that hash", held.hash),
+            )),
+            None => Err((StatusCode::CONFLICT, format!("nothing is held, so there is no plan {hash} to confirm"))),
+        }
+    }
+
+    fn restart(&mut self, id: &TenantId) -> Answer {
+        let Some(known) = self.observed.known.get_mut(id) else {
+            return Err((StatusCode::NOT_FOUND, format!("no tenant {id} on this host: `sq-agent status` lists them")));
+        };
+        if known.spec.suspended {
+            return Err((StatusCode::CONFLICT, format!("{id} is suspended: remove `suspended = true` from tenants.toml to start it")));
+        }
+        known.restart_wanted = true;
+        super::backoff::reset(&mut known.back_off);
+        self.note_event(Some(id), "restart_asked", "sq-agent restart");
+        self.touch(id);
+        json(&serde_json::json!({ "detail": format!("{id} drains and restarts") }))
+    }
+
+    /// How everything stands.
+    fn status(&self, now: Moment) -> Status {
+        let stale = self.intake.stale(now);
+        Status {
+            agent: AgentStatus {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                uptime_seconds: now.since(self.started).as_secs(),
+                desired_hash: self.desired.hash.clone(),
+                generation: self.routes.generation(),
+                config_stale_seconds: stale.map_or(0, |(seconds, _)| seconds),
+                config_error: stale.map(|(_, text)| text.to_owned()),
+                pending_restart: intake::pending_restart(&self.started_with, &self.desired),
+            },
+            proxy: self.proxy.clone(),
+            held: self.held.clone(),
+            tenants: self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect(),
+        }
+    }
+
+    fn tenant_status(&self, id: &TenantId, known: &Known, now: Moment) -> TenantStatus {
+        let running = match &known.state {
+            State::Running(running) => Some(running),
+            _ => None,
+        };
+        let held = self.held.as_ref().is_some_and(|held| held.removals.binary_search(id).is_ok());
+        let waits_for_program = self.program.is_none();
+        TenantStatus {
+            id: id.to_string(),
+            tier: known.spec.tier.clone(),
+            state: state_word(rows::route_state(known, now)).into(),
+            port: known.port,
+            pid: self.processes.get(id).map(|process| process.pid()),
+            epoch: known.epoch,
+            restarts: known.restarts,
+            last_exit: known.last_exit.clone(),
+            started_at: running.filter(|running| running.started_at > 0).map(|running| {
+                humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(running.started_at)).to_string()
+            }),
+            memory_bytes: self.memory.get(id).copied(),
+            requests: self.activity.slot(known.slot).map_or(0, |slot| slot.snapshot().requests),
+            detail: detail(known, held, waits_for_program, &self.user_dir(id).join("sq.log").display().to_string(), now),
+        }
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Answer {
+    serde_json::to_vec(value).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+/// The word of design and table.
+fn state_word(state: RouteState) -> &'static str {
+    match state {
+        RouteState::Starting => "starting",
+        RouteState::Ready => "ready",
+        RouteState::Draining => "draining",
+        RouteState::Stopped => "stopped",
+        RouteState::Suspended => "suspended",
+        RouteState::Crashed => "crashed",
+    }
+}
+
+/// Why the tenant is as it is, in a sentence. `log` is where its sq writes.
+fn detail(known: &Known, held: bool, waits_for_program: bool, log: &str, now: Moment) -> String {
+    let base = match &known.state {
+        State::Running(_) if known.unhealthy => "does not answer probes; waits for its restart".to_owned(),
+        State::Running(_) => "answers".to_owned(),
+        State::Starting { .. } => "starting; requests wait".to_owned(),
+        State::Stopping { why, .. } => format!("draining: {}", why.text()),
+        State::Unknown | State::Looking => "looking whether an instance of it lives".to_owned(),
+        State::Absent if known.leaving => "removed from tenants.toml; its data stays".to_owned(),
+        State::Absent if known.spec.suspended => "suspended in tenants.toml: every request gets 403, the data stays".to_owned(),
+        State::Absent => absent(known, waits_for_program, log, now),
+    };
+    if held { format!("{base}; its removal is held, see `sq-agent plan`") } else { base }
+}
+
+fn absent(known: &Known, waits_for_program: bool, log: &str, now: Moment) -> String {
+    let how = known.last_exit.as_deref().unwrap_or("unknown");
+    match known.back_off.not_before.filter(|&at| at > now) {
+        Some(at) => {
+            let word = if known.back_off.streak > 1 { "crash-looping" } else { "crashed" };
+            format!("{word}: {how}, next try in {} s, see {log}", now.until(at).as_millis().div_ceil(1_000))
+        }
+        None if waits_for_program => "waits for the sq program; see the agent's log".to_owned(),
+        None => "waits for its turn to start".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        desired::{Limits, Tenant},
+        observed::{BackOff, StopReason},
+    };
+
+    const NOW: Moment = Moment::from_millis(10_000);
+
+    fn known() -> Known {
+        let limits = Limits { memory_max: None, cpu_quota: None, rate: None, burst: 0, concurrency: 8, queue: 100, body_max: 1 };
+        let id = TenantId::parse("a").unwrap();
+        Known::new(0, Tenant { id, tier: "free".into(), limits, suspended: false, api_keys: vec![], tokens_valid_after: 0 })
+    }
+
+    #[test]
+    fn a_crash_loop_says_how_when_and_where_to_look() {
+        let back_off = BackOff { streak: 4, not_before: Some(NOW + Duration::from_millis(7_200)), ..BackOff::default() };
+        let known = Known { back_off, last_exit: Some("exit 101".into()), ..known() };
+        assert_eq!(detail(&known, false, false, "/s/sq.log", NOW), "crash-looping: exit 101, next try in 8 s, see /s/sq.log");
+    }
+
+    #[test]
+    fn a_held_removal_is_said_beside_what_the_tenant_does() {
+        let known = Known { state: State::Stopping { epoch: 1, why: StopReason::Asked }, ..known() };
+        assert_eq!(detail(&known, true, false, "", NOW), "draining: restart asked for; its removal is held, see `sq-agent plan`");
+    }
+
+    #[test]
+    fn a_tenant_without_a_program_says_what_it_waits_for() {
+        assert_eq!(detail(&known(), false, true, "", NOW), "waits for the sq program; see the agent's log");
+    }
+}

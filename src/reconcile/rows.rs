@@ -1,0 +1,44 @@
+//! The route table's rows: what each tenant's observed state means for its requests.
+
+use crate::{
+    desired::{Limits, TenantId},
+    observed::{Known, Moment, State},
+    route::{RouteLimits, RouteState, Row},
+};
+
+/// The row of one tenant.
+pub fn row(id: &TenantId, known: &Known, now: Moment) -> Row {
+    Row {
+        id: id.as_str().to_owned(),
+        port: known.port.unwrap_or(0),
+        state: route_state(known, now),
+        epoch: known.epoch,
+        slot: known.slot,
+        tokens_valid_after: known.spec.tokens_valid_after,
+        limits: limits(&known.spec.limits),
+        api_keys: known.spec.api_keys.clone(),
+    }
+}
+
+/// The state of the row. Only `Ready` is forwarded at once, so everything unclear is something else.
+pub fn route_state(known: &Known, now: Moment) -> RouteState {
+    match &known.state {
+        _ if known.spec.suspended => RouteState::Suspended,
+        State::Running(_) => RouteState::Ready,
+        State::Starting { .. } | State::Unknown | State::Looking => RouteState::Starting,
+        State::Stopping { .. } => RouteState::Draining,
+        State::Absent if known.leaving => RouteState::Stopped,
+        State::Absent if known.back_off.not_before.is_some_and(|at| at > now) => RouteState::Crashed,
+        State::Absent => RouteState::Starting,
+    }
+}
+
+fn limits(limits: &Limits) -> RouteLimits {
+    RouteLimits {
+        interval_ns: limits.rate.map_or(0, |rate| rate.interval_ns()),
+        burst: limits.burst,
+        concurrency: limits.concurrency,
+        queue: limits.queue,
+        body_max: limits.body_max,
+    }
+}

@@ -1,0 +1,129 @@
+//! One agent a state directory.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use super::unix_now;
+
+/// Why this agent may not use the state directory.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another agent runs on it.
+    #[error("another sq-agent ({holder}) runs on {}; stop it first, or give this one a state_dir of its own", state_dir.display())]
+    Held {
+        /// `pid 123, since 2026-02-09T22:32:00Z`.
+        holder: String,
+        /// The directory.
+        state_dir: PathBuf,
+    },
+    /// Others could plant links or swap files in it.
+    #[error("everybody may write to {}; run `chmod o-w` on it, or choose another state_dir", .0.display())]
+    OpenToAll(PathBuf),
+    /// A file operation failed.
+    #[error("{what} {}: {error}", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// The right to act on a state directory; let go when dropped, and by the kernel when the agent dies.
+#[derive(Debug)]
+pub struct AgentLock {
+    _file: File,
+    run_dir: PathBuf,
+}
+
+impl AgentLock {
+    /// Makes the state directory and its `run/` where missing, and takes the flock on `ports.lock`.
+    ///
+    /// The state directory is 0711: others may pass but not look around, since the proxy runs as another user and has to
+    /// reach its own log in it. All it holds is closed by itself: files are 0600, `run/` and `users/` are 0700.
+    /// The lock file stays when the lock goes: removing it would let two agents lock two files of one name.
+    pub fn take(state_dir: &Path) -> Result<Self, LockError> {
+        make_dir(state_dir, 0o711)?;
+        let mode = fs::metadata(state_dir).map_err(fail("looking at", state_dir))?.mode();
+        if mode & 0o002 != 0 {
+            return Err(LockError::OpenToAll(state_dir.into()));
+        }
+        let run_dir = state_dir.join("run");
+        make_dir(&run_dir, 0o700)?;
+        let path = state_dir.join("ports.lock");
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut file = opened.map_err(fail("opening", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(LockError::Held { holder: holder(&mut file), state_dir: state_dir.into() }),
+            Err(TryLockError::Error(error)) => return Err(fail("locking", &path)(error)),
+        }
+        write_holder(&mut file).map_err(fail("writing", &path))?;
+        Ok(Self { _file: file, run_dir })
+    }
+
+    /// `<state_dir>/run`: sockets and pid files.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+}
+
+fn write_holder(file: &mut File) -> io::Result<()> {
+    let since = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_now()));
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(format!("pid {}, since {since}\n", std::process::id()).as_bytes())
+}
+
+/// What the holder wrote; it may be about to.
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let read = file.take(128).read_to_string(&mut text);
+    let text = text.trim();
+    if read.is_err() || text.is_empty() { "pid not known yet".into() } else { text.chars().filter(|c| !c.is_control()).collect() }
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), LockError> {
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(fail("making", path))
+}
+
+fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
+    move |error| LockError::File { what, path: path.into(), error }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_second_agent_is_told_who_holds_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = dir.path().join("state");
+        let lock = AgentLock::take(&state_dir).unwrap();
+        assert_eq!(lock.run_dir(), state_dir.join("run"));
+        let text = AgentLock::take(&state_dir).unwrap_err().to_string();
+        assert!(text.contains(&format!("(pid {}, since 20", std::process::id())), "{text}");
+        drop(lock);
+        AgentLock::take(&state_dir).unwrap();
+    }
+
+    #[test]
+    fn others_may_pass_but_neither_look_nor_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = dir.path().join("state");
+        let lock = AgentLock::take(&state_dir).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&state_dir), mode(lock.run_dir()), mode(&state_dir.join("ports.lock"))), (0o711, 0o700, 0o600));
+        drop(lock);
+        fs::set_permissions(&state_dir, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(AgentLock::take(&state_dir), Err(LockError::OpenToAll(_))));
+    }
+}

@@ -1,0 +1,206 @@
+//! Opening instances.db: layout, migrations, and what to do with a corrupt one.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::{Store, StoreError, unix_now};
+
+/// The outcome of [`Store::open`].
+#[derive(Debug)]
+pub struct Opened {
+    /// Ready for use.
+    pub store: Store,
+    /// Where a corrupt file was moved, in which case `store` is empty: say so, and rebuild it from what runs.
+    pub corrupt_moved_to: Option<PathBuf>,
+}
+
+/// Each entry takes the layout one version further; PRAGMA user_version counts those applied. Never change one that
+/// was released: add another.
+const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE tenants (
+        id         TEXT PRIMARY KEY,
+        slot       INTEGER UNIQUE,              -- NULL once given to another tenant, long after the removal
+        port       INTEGER UNIQUE,
+        epoch      INTEGER NOT NULL DEFAULT 0,  -- the last one used; never goes back, also across a removal
+        spec       TEXT,                        -- JSON, the agent's own
+        removed_at INTEGER
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX removed ON tenants (removed_at) WHERE removed_at IS NOT NULL;
+    CREATE TABLE instances (
+        id         TEXT PRIMARY KEY REFERENCES tenants (id),
+        epoch      INTEGER NOT NULL,
+        pid        INTEGER NOT NULL,
+        start_time INTEGER NOT NULL,            -- clock ticks since boot
+        boot_id    TEXT NOT NULL,
+        port       INTEGER NOT NULL,
+        program    TEXT NOT NULL,
+        started_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE quarantine (port INTEGER PRIMARY KEY, until INTEGER NOT NULL) STRICT;
+    CREATE TABLE events (
+        number INTEGER PRIMARY KEY,
+        at     INTEGER NOT NULL,
+        id     TEXT,
+        kind   TEXT NOT NULL,
+        detail TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+"];
+
+impl Store {
+    /// Opens `<state_dir>/instances.db`, mode 0600, made where missing. A corrupt file (torn by a disk, or no database at
+    /// all) is renamed to `instances.db.corrupt-<seconds since 1970>` and replaced by an empty one.
+    ///
+    /// The caller holds the [`super::AgentLock`].
+    pub fn open(state_dir: &Path) -> Result<Opened, StoreError> {
+        let path = state_dir.join("instances.db");
+        match open_at(&path) {
+            Ok(store) => Ok(Opened { store, corrupt_moved_to: None }),
+            Err(StoreError::Sqlite(error)) if is_corrupt(&error) => {
+                let aside = move_aside(&path)?;
+                let store = open_at(&path)?;
+                // Epochs must not be used twice, and those of the lost file are unknown: start far above any of them.
+                store.conn.execute("INSERT INTO meta VALUES ('epoch_floor', ?1)", [unix_now().cast_signed()])?;
+                Ok(Opened { store, corrupt_moved_to: Some(aside) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn open_at(path: &Path) -> Result<Store, StoreError> {
+    // Made here, since SQLite would make it readable for all; its -wal and -shm get the same mode.
+    let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    made.map_err(|error| StoreError::File { what: "opening", path: path.into(), error })?;
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(Duration::from_secs(5))?;
+    conn.set_prepared_statement_cache_capacity(64);
+    // NORMAL with WAL: a crash of the agent loses nothing, a power failure at most the last moments, and after that
+    // nothing runs any more that the lost rows would describe.
+    conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
+    let sound: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if sound != "ok" {
+        return Err(corrupt(&sound));
+    }
+    migrate(&conn, path)?;
+    Ok(Store { conn })
+}
+
+fn migrate(conn: &Connection, path: &Path) -> Result<(), StoreError> {
+    let known = MIGRATIONS.len() as i64;
+    let found: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let missing = match usize::try_from(found) {
+        Ok(done) if found <= known => &MIGRATIONS[done..],
+        _ => return Err(StoreError::TooNew { path: path.into(), found, known }),
+    };
+    for (number, statements) in (found + 1..).zip(missing) {
+        let transaction = conn.unchecked_transaction()?;
+        transaction.execute_batch(statements)?;
+        transaction.pragma_update(None, "user_version", number)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+fn corrupt(text: &str) -> StoreError {
+    StoreError::Sqlite(rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error { code: ErrorCode::DatabaseCorrupt, extended_code: rusqlite::ffi::SQLITE_CORRUPT },
+        Some(text.to_owned()),
+    ))
+}
+
+fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// Renames the file with its journal, so that a person may still look into it.
+fn move_aside(path: &Path) -> Result<PathBuf, StoreError> {
+    let with = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let suffix = format!(".corrupt-{}", unix_now());
+    let aside = with(&suffix);
+    for journal in ["-wal", "-shm", ""] {
+        match fs::rename(with(journal), with(&format!("{suffix}{journal}"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::File { what: "moving aside", path: with(journal), error });
+            }
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::desired::TenantId;
+
+    #[test]
+    fn the_files_are_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = Store::open(dir.path()).unwrap();
+        opened.store.assign_slot(&TenantId::parse("a").unwrap()).unwrap();
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+        }
+    }
+
+    #[test]
+    fn a_corrupt_file_is_moved_aside_and_no_epoch_comes_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = TenantId::parse("a").unwrap();
+        let before = {
+            let store = Store::open(dir.path()).unwrap().store;
+            store.assign_slot(&id).unwrap();
+            store.next_epoch(&id).unwrap()
+        };
+        fs::write(dir.path().join("instances.db"), vec![b'x'; 8192]).unwrap();
+        let opened = Store::open(dir.path()).unwrap();
+        let aside = opened.corrupt_moved_to.unwrap();
+        assert_eq!(fs::read(aside).unwrap(), vec![b'x'; 8192]);
+        assert!(opened.store.load().unwrap().is_empty());
+        opened.store.assign_slot(&id).unwrap();
+        assert!(opened.store.next_epoch(&id).unwrap() > before + 1_000_000);
+        drop(opened.store);
+        assert!(Store::open(dir.path()).unwrap().corrupt_moved_to.is_none(), "once is enough");
+    }
+
+    #[test]
+    fn a_damaged_page_inside_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("instances.db");
+        {
+            let store = Store::open(dir.path()).unwrap().store;
+            store
+                .batch(|store| (0..500).try_for_each(|n| store.assign_slot(&TenantId::parse(&format!("t{n}")).unwrap()).map(drop)))
+                .unwrap();
+        }
+        let mut bytes = fs::read(&path).unwrap();
+        let length = bytes.len();
+        bytes[4096..length].fill(0xff);
+        fs::write(&path, bytes).unwrap();
+        assert!(Store::open(dir.path()).unwrap().corrupt_moved_to.is_some());
+    }
+
+    #[test]
+    fn a_later_layout_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        Store::open(dir.path()).unwrap().store.conn.pragma_update(None, "user_version", 99).unwrap();
+        let error = Store::open(dir.path()).unwrap_err();
+        assert!(matches!(error, StoreError::TooNew { found: 99, .. }), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was moved aside");
+    }
+}
