@@ -26,7 +26,8 @@ fn the_table_of_keys_in_the_readme_is_the_one_that_parses() {
 fn every_file_that_the_readme_names_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = fs::read_to_string(root.join("README.md")).unwrap();
-    let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|link| !link.contains("://") && !link.starts_with('#'));
+    let links =
+        text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|link| !link.contains("://") && !link.starts_with('#'));
     let missing: Vec<&str> = links.filter(|link| !root.join(link).exists()).collect();
     assert_eq!(missing, Vec::<&str>::new());
 }
