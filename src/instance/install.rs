@@ -213,7 +213,7 @@ fn progress_line(line: &str) -> Option<&str> {
 fn explain(version: &str, exit: Exit, lines: &VecDeque<String>, room: &Path) -> InstallError {
     let first = |phrases: &[&str]| {
         let hit = |line: &&String| phrases.iter().any(|phrase| line.contains(phrase));
-        lines.iter().find(hit).map(|line| line.trim().trim_start_matches("error: ").to_owned())
+        lines.iter().find(hit).map(|line| line.trim().trim_start_matches("error: ").trim_start_matches("warning: ").to_owned())
     };
     if first(&["No space left on device"]).is_some() {
         return InstallError::NoSpace(room.into());
