@@ -293,13 +293,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_cargo_the_error_says_where_to_get_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = install(dir.path(), "0.6.0", &CargoSearch::default(), &|_| ()).await.unwrap_err().to_string();
-        assert!(error.contains("https://rustup.rs") && error.contains("[sq] binary"), "{error}");
-    }
-
-    #[tokio::test]
     async fn a_build_appears_whole_with_its_progress_told() {
         let state = tempfile::tempdir().unwrap();
         let (_dir, search) = fake_cargo(
