@@ -57,7 +57,8 @@ pub fn scan_strangers(state_dir: &Path, known: impl Fn(u32) -> bool) -> io::Resu
         match look(pid, &users) {
             Ok(Some(instance)) => found.push(instance),
             Ok(None) => {}
-            Err(error) if is_gone(&error) => {}
+            // Gone meanwhile, or another user's under hidepid.
+            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(error),
         }
     }
