@@ -265,6 +265,8 @@ fn syntax_errors_come_with_the_rest_and_without_their_echoes() {
     let lines: Vec<usize> = found.iter().map(|problem| problem.place.as_ref().unwrap().line).collect();
     assert_eq!(lines, [1, 3, 6], "{found:#?}");
     refused("[agent]\nname = 'a'\nname = 'b'\n", "name", &["duplicate key"]);
+    let (line, ..) = problem("[[tenants]]\nid 'a'\n");
+    assert_eq!(line, 2, "that the tenant has no id is an echo");
 }
 
 #[test]
@@ -362,7 +364,7 @@ fn loading_looks_at_the_files_that_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tenants.toml");
     let put = |name: &str, mode: u32| {
-        fs::write(dir.path().join(name), "x").unwrap();
+        fs::write(dir.path().join(name), [b'x'; 32]).unwrap();
         fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
     };
     fs::write(&file, "[[proxy.jwt]]\nalg = 'HS256'\nsecret_file = 'hs'\n[[proxy.jwt]]\nkid = 'e'\nalg = 'ES256'\nsecret_file = 'es'\n[proxy.tls]\ncert = 'c'\nkey = 'k'\n\
