@@ -22,7 +22,7 @@ use std::{
 use aws_lc_rs::digest;
 use toml::de::DeTable;
 
-use super::{Desired, Rejected, absolute, parse_named, settings::hex};
+use super::{Desired, Rejected, load::absolute, parse_named, settings::hex};
 
 /// A copy that could not be kept.
 #[derive(Debug, thiserror::Error)]
