@@ -38,7 +38,10 @@ async fn requests_of_a_killed_proxy_do_not_count_as_in_flight_for_ever() {
     let fake = Fake::start().await;
     let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
     let (client, token) = (host.client(), host.token("alice"));
-    let lost = tokio::spawn(async move { client.connect(Http::Two).await.unwrap().ask(request(Method::GET, &token, "/api/v2/toc", full(""))).await });
+    let lost =
+        tokio::spawn(
+            async move { client.connect(Http::Two).await.unwrap().ask(request(Method::GET, &token, "/api/v2/toc", full(""))).await },
+        );
     let _seen = fake.next().await;
     assert_eq!(host.activity.slot(0).unwrap().in_flight(), 1);
     kill(host.pid);
@@ -134,7 +137,10 @@ async fn what_does_not_finish_in_time_is_cut_and_named() {
     let fake = Fake::start().await;
     let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
     let (client, token) = (host.client(), host.token("alice"));
-    let cut = tokio::spawn(async move { client.connect(Http::Two).await.unwrap().ask(request(Method::GET, &token, "/api/v2/toc", full(""))).await });
+    let cut =
+        tokio::spawn(
+            async move { client.connect(Http::Two).await.unwrap().ask(request(Method::GET, &token, "/api/v2/toc", full(""))).await },
+        );
     let _seen = fake.next().await;
     host.supervisor.take().unwrap().shutdown(Duration::from_millis(100)).await;
     assert!(cut.await.unwrap().is_err());

@@ -50,13 +50,10 @@ async fn only_a_good_token_opens_a_door_and_only_its_owners() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_burst_goes_at_once_and_then_one_request_each_600_ms() {
-    let host = Host::start(&[]).await;
-    let mut row = row("alice", 0, RouteState::Ready, 1, 1);
-    // Nobody listens: the answer does not matter, that it was admitted does. GET /favicon costs nothing, so a real one is needed.
     let fake = Fake::start().await;
-    row.port = fake.port;
-    row.limits = RouteLimits { interval_ns: 600_000_000, burst: 20, ..LIMITS };
-    host.publish(&[row]).await;
+    let mut limited = ready("alice", 0, fake.port);
+    limited.limits = RouteLimits { interval_ns: 600_000_000, burst: 20, ..LIMITS };
+    let host = Host::start(&[limited]).await;
     let serving = tokio::spawn(async move {
         loop {
             fake.next().await.answer("200 OK", "").await;
@@ -140,15 +137,16 @@ async fn limits_of_the_row_hold_for_bodies_and_for_the_queue() {
 async fn a_suspended_tenant_is_refused_and_a_revoked_token_too() {
     let fake = Fake::start().await;
     let mut revoked = ready("bob", 1, fake.port);
-    revoked.tokens_valid_after = now() - 10;
+    let revocation = now() - 10;
+    revoked.tokens_valid_after = revocation;
     let host = Host::start(&[row("alice", 0, RouteState::Suspended, 0, 1), revoked]).await;
     let suspended = host.client().get(&host.token("alice"), "/api/v2/toc").await;
     assert_eq!(suspended.status, StatusCode::FORBIDDEN);
     assert!(suspended.text().contains("urn:sq-agent:problem:suspended"), "{}", suspended.text());
     let token = |iat: u64| host.sign(r#"{"alg":"HS256"}"#, &format!(r#"{{"sub":"bob","iat":{iat},"exp":{}}}"#, now() + 60));
-    assert_eq!(host.client().get(&token(now() - 11), "/api/v2/toc").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(host.client().get(&token(revocation - 1), "/api/v2/toc").await.status, StatusCode::UNAUTHORIZED);
     assert_eq!(host.client().get(&host.token("bob"), "/api/v2/toc").await.status, StatusCode::UNAUTHORIZED, "no iat");
-    let (client, young) = (host.client(), token(now()));
+    let (client, young) = (host.client(), token(revocation));
     let answer = tokio::spawn(async move { client.get(&young, "/api/v2/toc").await });
     fake.next().await.answer("200 OK", "").await;
     assert_eq!(answer.await.unwrap().status, StatusCode::OK);

@@ -45,7 +45,8 @@ impl Fake {
         loop {
             if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
                 let head = String::from_utf8(bytes[..end + 4].to_vec()).unwrap();
-                let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).map_or(0, |length| length.parse().unwrap());
+                let length =
+                    head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).map_or(0, |length| length.parse().unwrap());
                 while bytes.len() < end + 4 + length {
                     assert!(stream.read_buf(&mut bytes).await.unwrap() > 0, "the request was cut");
                 }

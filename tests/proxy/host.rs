@@ -167,7 +167,8 @@ impl Drop for Host {
     fn drop(&mut self) {
         // A failed test must not leave a process behind: its number is known, and it is a proxy of this program.
         if self.supervisor.is_some() {
-            let mine = std::fs::read(format!("/proc/{}/cmdline", self.pid)).is_ok_and(|line| line.starts_with(env!("CARGO_BIN_EXE_sq-agent").as_bytes()));
+            let mine = std::fs::read(format!("/proc/{}/cmdline", self.pid))
+                .is_ok_and(|line| line.starts_with(env!("CARGO_BIN_EXE_sq-agent").as_bytes()));
             if let Some(pid) = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw).filter(|_| mine) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }

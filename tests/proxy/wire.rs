@@ -85,12 +85,18 @@ async fn uploads_without_a_length_reach_sq_whole_and_with_one() {
 async fn an_upload_that_is_cut_never_reaches_sq() {
     let (host, fake) = host_with_fake().await;
     let mut raw = host.client().raw(b"http/1.1").await.unwrap();
-    let head = format!("POST /api/v2/update HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: 1000000\r\n\r\n", host.token("alice"));
+    let head = format!(
+        "POST /api/v2/update HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: 1000000\r\n\r\n",
+        host.token("alice")
+    );
     raw.write_all(head.as_bytes()).await.unwrap();
     raw.write_all(&[b'x'; 300_000]).await.unwrap();
     raw.flush().await.unwrap();
     drop(raw);
-    eventually("the cut upload is in the log", async || host.log("access.log").contains("body-cut") || host.log("access.log").contains("\"cut\":true")).await;
+    eventually("the cut upload is in the log", async || {
+        host.log("access.log").contains("body-cut") || host.log("access.log").contains("\"cut\":true")
+    })
+    .await;
     assert!(fake.is_untouched().await);
     assert_eq!(host.activity.slot(0).unwrap().in_flight(), 0);
     host.stop().await;
@@ -101,7 +107,9 @@ async fn an_absolute_target_becomes_origin_form_and_bytes_after_a_body_are_anoth
     let (host, fake) = host_with_fake().await;
     let mut raw = host.client().raw(b"http/1.1").await.unwrap();
     let token = host.token("alice");
-    let one = format!("POST http://evil.example/api/v2/insert?s=%41+b HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 2\r\n\r\nhi");
+    let one = format!(
+        "POST http://evil.example/api/v2/insert?s=%41+b HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 2\r\n\r\nhi"
+    );
     let two = format!("GET /api/v2/toc HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n");
     raw.write_all(format!("{one}{two}").as_bytes()).await.unwrap();
     let seen = fake.next().await;
@@ -136,7 +144,7 @@ async fn an_answer_that_is_cut_is_cut_for_the_client_too() {
     for http in [Http::One, Http::Two] {
         let (client, asked) = (host.client(), request(Method::GET, &host.token("alice"), "/api/v2/select", full("")));
         let answer = tokio::spawn(async move {
-            let head = client.connect(http).await.unwrap().begin(asked).await.unwrap();
+            let head = client.connect(http).await.unwrap().begin(asked).await?;
             head.into_body().collect().await.map(|body| body.to_bytes().len())
         });
         fake.next().await.raw(&format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{}", "x".repeat(300_000))).await;
