@@ -201,7 +201,10 @@ impl Supervisor {
         if let Ok(stream) = UnixStream::connect(&path).await {
             match Proxy::greet(stream, None).await {
                 Ok(proxy) => return Ok(proxy),
-                Err(error) => tracing::warn!(%error, "a proxy holds the socket but does not answer; starting another"),
+                Err(error) => {
+                    tracing::warn!(%error, "a proxy holds the socket but cannot be adopted; it is sent away and another one started");
+                    send_away(&path).await;
+                }
             }
         }
         self.config.activity.slots().iter().for_each(|slot| {
@@ -274,7 +277,10 @@ impl Supervisor {
                 self.tell(ProxyEvent::Up { pid: proxy.pid, side: proxy.side, adopted: proxy.child.is_none() }).await;
             }
             ToAgent::Refused { why, .. } => self.tell(ProxyEvent::Refused { why }).await,
-            ToAgent::Nudge { id, reason } => self.tell(ProxyEvent::Nudge { id, reason }).await,
+            ToAgent::Nudge { id, reason } => {
+                // A busy agent looks at everything by itself soon; the proxy must not wait for it.
+                let _ = self.config.events.try_send(ProxyEvent::Nudge { id, reason });
+            }
             ToAgent::Hello { .. } => {}
         }
     }
@@ -287,6 +293,15 @@ impl Supervisor {
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SupervisorError {
     move |source| SupervisorError::Io { doing, path: path.to_owned(), source }
+}
+
+/// Asks a proxy that cannot be adopted (of another version, say) to end after what it has in flight. These words must never change.
+async fn send_away(path: &Path) {
+    const GRACE_MS: u64 = 30_000;
+    if let Ok(stream) = UnixStream::connect(path).await {
+        // One that does not listen cannot be helped; it accepts nothing either.
+        let _ = timeout(GREETING, send(&stream, &ToProxy::Shutdown { grace_ms: GRACE_MS }, &[])).await;
+    }
 }
 
 /// A socket at `path` for this user alone, in place of whatever stood there.
