@@ -232,8 +232,11 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![9 => prop::collection::vec(any_row(), 0..20).prop_map(Step::Publish), 1 => Just(Step::Restart)]
 }
 
-/// The table as a `HashMap` has it: routes by id, ids by key. `None` if it has to be refused.
-fn model(rows: &[Row]) -> Option<(HashMap<&str, Route>, HashMap<[u8; 32], &str>)> {
+/// Routes by id, ids by key.
+type Model<'a> = (HashMap<&'a str, Route>, HashMap<[u8; 32], &'a str>);
+
+/// The table as a `HashMap` has it. `None` if it has to be refused.
+fn model(rows: &[Row]) -> Option<Model<'_>> {
     let (mut routes, mut keys) = (HashMap::new(), HashMap::new());
     for row in rows {
         let fresh = routes.insert(row.id.as_str(), route(row)).is_none();
