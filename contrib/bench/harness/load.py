@@ -1,0 +1,50 @@
+"""Load from the ordinary tools, bounded in time; figures with errors in them are refused."""
+
+import json
+import os
+import subprocess
+
+from .host import Broken
+from .rivals import TEMPLATES
+
+# Debian packages, and a file by which to see that each is there.
+PACKAGES = {"wrk": "/usr/bin/wrk", "apache2-utils": "/usr/bin/ab"}
+
+
+def _run(command, seconds, core):
+    """Runs a load generator on one core; its output."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+
+
+def wrk(url, authorizations, connections, seconds, core):
+    """Kept TLS connections, one request after the other on each. `authorizations` is a file with one header value a line."""
+    command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s"]
+    done = _run([*command, "-s", TEMPLATES / "wrk.lua", url, "--", authorizations], seconds, core)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("FIGURES ")), None)
+    if done.returncode != 0 or line is None:
+        raise Broken(f"wrk on {url}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    figures = json.loads(line.removeprefix("FIGURES "))
+    wrong = {kind: figures[kind] for kind in ("connect", "read", "write", "timeout", "status") if figures[kind]}
+    if wrong or not figures["requests"]:
+        raise Broken(f"wrk on {url}: {figures['requests']} requests, errors {wrong}")
+    return figures
+
+
+def ab(url, authorization, connections, seconds, core, directory):
+    """A new plain connection for each request, as sq wants it; wrk cannot do that unless the server says `close`."""
+    percentiles = directory / "ab.csv"
+    # -n after -t, which sets it to 50,000: at most so many requests, whatever the machine.
+    command = ["ab", "-q", "-t", str(seconds), "-n", "1000000", "-c", str(connections), "-e", percentiles]
+    done = _run([*command, "-H", f"Authorization: {authorization}", url], seconds, core)
+    values = dict(line.split(":", 1) for line in done.stdout.splitlines() if ":" in line)
+    if done.returncode != 0 or "Non-2xx responses" in values or values.get("Failed requests", "1").strip() != "0":
+        raise Broken(f"ab on {url}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    shares = dict(line.split(",") for line in percentiles.read_text().splitlines()[1:])
+    requests, elapsed = int(values["Complete requests"]), float(values["Time taken for tests"].split()[0])
+    return {"requests": requests, "seconds": elapsed, "p50_ms": float(shares["50"]), "p99_ms": float(shares["99"])}
