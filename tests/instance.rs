@@ -19,10 +19,12 @@ use sq_agent::instance::{
     log::{rotate_if_needed, tail},
     probe::{self, KeyedAnswer, NotReady, ProbeError},
     process::StopSignal,
+    pulse::Pulse,
     scan::{scan, scan_strangers},
     stop::stop,
     usage,
 };
+use sq_agent::observed::Moment;
 use support::{DEADLINE, Running, eventually, free_port, sq_binary};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -47,7 +49,6 @@ async fn a_started_sq_takes_its_own_key_and_no_other() {
     let sq = Running::start(dir.path(), "a", "key-a").await;
     assert_eq!(probe::keyed(sq.port, "key-a", SECOND).await.unwrap(), KeyedAnswer::Mine);
     assert_eq!(probe::keyed(sq.port, "key-b", SECOND).await.unwrap(), KeyedAnswer::OtherKey);
-    probe::alive(sq.port, SECOND).await.unwrap();
     assert!(usage::memory_bytes(sq.pid()).unwrap() > 50_000);
 }
 
@@ -82,7 +83,7 @@ async fn an_sq_without_a_key_takes_any_and_so_proves_nothing() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("it listens", || async { probe::alive(port, SECOND).await.is_ok() }).await;
+    eventually("it listens", || async { probe::keyed(port, "key-a", SECOND).await.is_ok() }).await;
     let answer = probe::keyed(port, "key-a", SECOND).await;
     keyless.kill().unwrap();
     keyless.wait().unwrap();
@@ -90,18 +91,43 @@ async fn an_sq_without_a_key_takes_any_and_so_proves_nothing() {
 }
 
 #[tokio::test]
+async fn a_stopped_sq_misses_the_pulse_a_continued_one_does_not_and_neither_logs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let sq = Running::start(dir.path(), "a", "key-a").await;
+    let log = sq.user_dir.join("sq.log");
+    let logged = fs::metadata(&log).unwrap().len();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &sq.pid().to_string()]).status().unwrap().success());
+    let limit = Duration::from_millis(300);
+    for (name, answers) in [("-STOP", false), ("-CONT", true)] {
+        signal(name);
+        let mut pulse = Pulse::new(limit);
+        let asked = Moment::now();
+        pulse.ask("a", sq.port, asked);
+        let mut known = None;
+        let mut collect = || {
+            known = pulse.collect(Moment::now()).pop();
+            known.is_some()
+        };
+        eventually("it is known", || std::future::ready(collect())).await;
+        assert_eq!(known, Some(("a", answers)));
+        assert_eq!(Moment::now().since(asked) >= limit, !answers);
+    }
+    assert_eq!(fs::metadata(&log).unwrap().len(), logged);
+}
+
+#[tokio::test]
 async fn nobody_a_mute_server_and_a_stranger_are_told_apart() {
     let port = free_port();
-    assert!(matches!(probe::alive(port, SECOND).await, Err(ProbeError::Refused)));
+    assert!(matches!(probe::keyed(port, "key-a", SECOND).await, Err(ProbeError::Refused)));
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    assert!(matches!(probe::alive(port, Duration::from_millis(50)).await, Err(ProbeError::Timeout(_))));
+    assert!(matches!(probe::keyed(port, "key-a", Duration::from_millis(50)).await, Err(ProbeError::Timeout(_))));
     let stranger = std::thread::spawn(move || {
         // The mute connection above comes first.
         let (mut stream, _) = (listener.accept().unwrap(), listener.accept().unwrap()).1;
         stream.write_all(b"SSH-2.0-OpenSSH_9.6\r\n").unwrap();
         stream.read_to_end(&mut Vec::new()).ok();
     });
-    assert!(matches!(probe::alive(port, SECOND).await, Err(ProbeError::NotHttp)));
+    assert!(matches!(probe::keyed(port, "key-a", SECOND).await, Err(ProbeError::NotHttp)));
     stranger.join().unwrap();
 }
 
@@ -207,7 +233,7 @@ async fn an_orphan_is_found_adopted_and_its_end_noticed() {
         data_dir.display()
     );
     assert!(Command::new("/bin/sh").args(["-c", &script]).status().unwrap().success());
-    eventually("it listens", || async { probe::alive(port, SECOND).await.is_ok() }).await;
+    eventually("it listens", || async { probe::keyed(port, "key-a", SECOND).await.is_ok() }).await;
 
     let found = scan(dir.path()).unwrap();
     assert_eq!(found.len(), 1, "{found:?}");

@@ -15,6 +15,7 @@ pub mod ports;
 pub mod probe;
 pub mod process;
 mod procfs;
+pub mod pulse;
 pub mod scan;
 pub mod spawn;
 pub mod stop;

@@ -1,7 +1,8 @@
-//! Asking an instance whether it is there, is itself, and answers.
+//! Asking an instance whether it is there and is itself, at its start and at its adoption. Whether it goes on answering is
+//! for [`super::pulse`].
 //!
-//! Plain sockets and a fixed request: 2,300 instances are asked every 10 s, so a probe is a handful of system calls and
-//! no HTTP client. One request a connection, as sq closes after each answer.
+//! Plain sockets and a fixed request, since 2,300 starts ask a few times each. One request a connection, as sq closes after
+//! each answer.
 
 use std::{io, net::Ipv4Addr, time::Duration};
 
@@ -83,14 +84,6 @@ pub async fn keyed(port: u16, key: &str, limit: Duration) -> Result<KeyedAnswer,
     .await
 }
 
-/// Checks that the instance accepts and starts threads: `OPTIONS /`, which touches nothing and logs nothing.
-///
-/// Any HTTP answer counts; sq gives 204, or 503 at its 512 connections, which is busy and not dead.
-pub async fn alive(port: u16, limit: Duration) -> Result<(), ProbeError> {
-    const REQUEST: &[u8] = b"OPTIONS / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    within(limit, status(port, REQUEST)).await.map(|_| ())
-}
-
 /// Waits until *this* process answers on `port` with its key; ends at once when it exits.
 ///
 /// Between tries 1, 2, 4 … 20 ms: sq listens 5–7 ms after its start, and a refused connect costs some 30 µs.
@@ -144,16 +137,16 @@ async fn status(port: u16, request: &[u8]) -> Result<u16, ProbeError> {
             count => filled += count,
         }
     }
-    // A reset instead of a FIN: 230 probes a second would otherwise keep 14,000 sockets in TIME_WAIT. sq has written its
-    // answer in one piece and ignores what becomes of it.
+    // A reset instead of a FIN, so that thousands of starts leave no sockets in TIME_WAIT. sq has written its answer in one
+    // piece and ignores what becomes of it.
     let _ = stream.set_zero_linger();
     parse_status(&head[..filled]).ok_or(ProbeError::NotHttp)
 }
 
 /// Bytes of `HTTP/1.1 204`.
-const STATUS_END: usize = 12;
+pub(super) const STATUS_END: usize = 12;
 
-fn parse_status(head: &[u8]) -> Option<u16> {
+pub(super) fn parse_status(head: &[u8]) -> Option<u16> {
     let digits = head.get(..STATUS_END)?.strip_prefix(b"HTTP/1.")?.get(2..)?;
     std::str::from_utf8(digits).ok()?.parse().ok().filter(|status| (100..600).contains(status))
 }

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     admin::{server::Asked, status::ProxyStatus},
     desired::{Desired, TenantId},
-    instance::{binary::SqBinary, process::Process, scan::Found},
+    instance::{binary::SqBinary, process::Process, pulse::Pulse, scan::Found},
     observed::{Known, Moment, Observed, State},
     proxy::{settings::Settings, supervisor::ProxyEvent},
     route::Activity,
@@ -66,6 +66,8 @@ pub struct Agent {
     pub(super) ports: PortBook,
     pub(super) queue: StartQueue,
     pub(super) health: Health,
+    /// Probes under way.
+    pub(super) pulse: Pulse<(TenantId, u64)>,
     pub(super) activity: Arc<Activity>,
     pub(super) instance_secret: Secret,
     pub(super) program: Option<SqBinary>,

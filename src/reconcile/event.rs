@@ -37,8 +37,6 @@ pub enum Change {
     Exited(Exit),
     /// It was told to end and killed, and is still there.
     Immortal,
-    /// Whether it answered a probe.
-    Probed(bool),
 }
 
 /// Why a start came to nothing.

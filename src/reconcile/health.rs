@@ -28,6 +28,8 @@ pub enum Verdict {
 impl Health {
     /// Time between two steps of the wheel.
     pub const STEP: Duration = Duration::from_millis(100);
+    /// An answer that takes longer is none.
+    pub const LIMIT: Duration = Duration::from_secs(3);
     /// Time between two probes of one instance.
     pub const PERIOD: Duration = Duration::from_secs(10);
     const STEPS: u64 = (Self::PERIOD.as_millis() / Self::STEP.as_millis()) as u64;

@@ -156,12 +156,6 @@ pub async fn stop_unproved(id: TenantId, processes: Vec<Arc<Process>>, reports: 
     }
 }
 
-/// Probes a running instance once.
-pub async fn probe(id: TenantId, epoch: u64, port: u16, reports: Reports) {
-    let answered = probe::alive(port, PROBE).await.is_ok();
-    let _ = reports.send(Event::Instance(id, epoch, Change::Probed(answered)));
-}
-
 /// Scans for the processes of `id`, then looks at them.
 pub async fn scan_and_look(id: TenantId, epoch: u64, secret: Secret, state_dir: PathBuf, reports: Reports) {
     let found = tokio::task::spawn_blocking(move || scan::scan(&state_dir)).await;

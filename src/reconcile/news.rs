@@ -42,7 +42,6 @@ impl Agent {
                 }
                 self.touch(id);
             }
-            Change::Probed(answered) => self.probed(id, epoch, answered),
         }
     }
 
@@ -124,8 +123,12 @@ impl Agent {
     }
 
     fn probed(&mut self, id: &TenantId, epoch: u64, answered: bool) {
-        let verdict = self.health.note(id, epoch, answered);
         let Some(known) = self.observed.known.get_mut(id) else { return };
+        // What was asked of an instance that is on its way out, or is another one by now, says nothing.
+        if !matches!(&known.state, State::Running(running) if running.epoch == epoch) {
+            return;
+        }
+        let verdict = self.health.note(id, epoch, answered);
         match verdict {
             Verdict::Same => return,
             Verdict::Unhealthy => {
@@ -203,11 +206,15 @@ impl Agent {
         self.observed.known.get(id).is_none_or(|known| matches!(known.state, State::Running(_) | State::Absent))
     }
 
-    /// Probes whoever is due and was not seen to answer by the proxy.
+    /// Takes in what was answered since the last turn of the wheel, and asks whoever is due and was not seen to answer by the proxy.
     pub(super) fn probe(&mut self) {
+        let now = Moment::now();
+        for ((id, epoch), answered) in self.pulse.collect(now) {
+            self.probed(&id, epoch, answered);
+        }
         let due = self.health.turn();
         let seconds = |moment: Moment| moment.as_millis() / 1_000;
-        let since = seconds(Moment::now()).saturating_sub(Health::PERIOD.as_secs());
+        let since = seconds(now).saturating_sub(Health::PERIOD.as_secs());
         for (id, known) in &self.observed.known {
             let State::Running(running) = &known.state else { continue };
             if !due(known.slot) || self.stopping {
@@ -217,7 +224,7 @@ impl Agent {
                 self.activity.slot(known.slot).is_some_and(|slot| slot.snapshot().last_answer.is_some_and(|at| u64::from(at) >= since));
             // An unhealthy one is asked itself: what the proxy saw may be the answer before it hung.
             if let Some(port) = known.port.filter(|_| !seen || known.unhealthy) {
-                tokio::spawn(lifecycle::probe(id.clone(), running.epoch, port, self.reports.clone()));
+                self.pulse.ask((id.clone(), running.epoch), port, now);
             }
         }
     }
