@@ -33,6 +33,7 @@ pub(crate) struct State {
     requests: AtomicU32,
     in_head: AtomicBool,
     blocked: AtomicBool,
+    cut: AtomicBool,
     /// Since when it is idle, in a head, or blocked.
     since: AtomicU64,
 }
@@ -57,6 +58,7 @@ impl State {
             requests: AtomicU32::new(0),
             in_head: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
             since: AtomicU64::new(0),
         })
     }
@@ -71,6 +73,11 @@ impl State {
     /// Requests whose answers have not ended.
     pub(crate) fn requests(&self) -> u32 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The process ends before the connection has: each request on it will say so.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
     }
 
     fn touch(&self) {
@@ -101,6 +108,13 @@ impl State {
             (IDLE, Overdue::Idle)
         };
         (self.start + Duration::from_millis(self.since.load(Ordering::Relaxed)) + limit, what)
+    }
+}
+
+impl Busy {
+    /// Whether the process cuts this request.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.0.cut.load(Ordering::Relaxed)
     }
 }
 

@@ -217,7 +217,7 @@ where
                 Phase::Serving => {}
                 Phase::Draining => goodbye(connection.as_mut()),
                 Phase::Cutting => {
-                    tracing::warn!(%peer, requests = state.requests(), "cut");
+                    state.cut();
                     return;
                 }
             },

@@ -21,12 +21,12 @@ pub(crate) struct Track {
     started: Instant,
     slot: Option<(Arc<Live>, u32)>,
     finished: bool,
-    _busy: Busy,
+    busy: Busy,
 }
 
 impl Track {
     pub(crate) fn new(entry: Entry, log: AccessLog, busy: Busy) -> Self {
-        Self { entry: Some(entry), log, started: Instant::now(), slot: None, finished: false, _busy: busy }
+        Self { entry: Some(entry), log, started: Instant::now(), slot: None, finished: false, busy }
     }
 
     /// What the line will say, while there is still something to add.
@@ -66,6 +66,10 @@ impl Drop for Track {
         };
         entry.total = self.started.elapsed();
         entry.cut = !self.finished;
+        if entry.cut && self.busy.is_cut() {
+            let tenant = entry.tenant.as_ref().map(ToString::to_string);
+            tracing::warn!(tenant, request_id = entry.request_id.as_str(), path = entry.uri.path(), "cut: it did not finish in time");
+        }
         if let Some(slot) = self.slot.as_ref().and_then(|(live, slot)| live.activity.slot(*slot)) {
             settle(slot, &entry);
         }

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
-use sq_agent::{proxy::supervisor::ProxyEvent, secret::Secret};
+use sq_agent::{
+    proxy::supervisor::{ProxyEvent, Supervisor, SupervisorConfig},
+    secret::Secret,
+};
 
 use super::{
     client::{Http, full, request},
@@ -144,6 +147,41 @@ async fn what_does_not_finish_in_time_is_cut_and_named() {
     let _seen = fake.next().await;
     host.supervisor.take().unwrap().shutdown(Duration::from_millis(100)).await;
     assert!(cut.await.unwrap().is_err());
-    assert!(host.log("proxy.log").contains("cut"), "{}", host.log("proxy.log"));
+    let log = host.log("proxy.log");
+    assert!(
+        log.lines().any(|line| line.contains("did not finish in time") && line.contains("alice") && line.contains("/api/v2/toc")),
+        "{log}"
+    );
     assert!(host.log("access.log").contains("\"tenant\":\"alice\""), "{}", host.log("access.log"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_is_no_proxy_is_tried_again_ever_more_slowly_and_said() {
+    let host = Host::start(&[]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (sender, mut events) = tokio::sync::mpsc::channel(16);
+    let supervisor = Supervisor::start(SupervisorConfig {
+        state_dir: dir.path().to_owned(),
+        exe: "/bin/false".into(),
+        listen: vec![([127, 0, 0, 1], 0).into()],
+        routes: host.routes().await,
+        activity: host.activity.clone(),
+        settings: host.settings.subscribe(),
+        events: sender,
+    })
+    .await
+    .unwrap();
+    let mut pauses = Vec::new();
+    while pauses.len() < 3 {
+        match events.recv().await {
+            Some(ProxyEvent::Down { exit, next_try }) => {
+                assert!(exit.contains("exit status: 1") && exit.contains("proxy.log"), "{exit}");
+                pauses.push(next_try.as_secs());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(pauses, [0, 1, 2]);
+    supervisor.shutdown(Duration::ZERO).await;
+    host.stop().await;
 }

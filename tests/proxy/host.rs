@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -84,7 +85,7 @@ impl Host {
             state_dir: self.dir.path().to_owned(),
             exe: env!("CARGO_BIN_EXE_sq-agent").into(),
             listen: vec![self.address],
-            routes: self.table.lock().await.share().unwrap(),
+            routes: self.routes().await,
             activity: self.activity.clone(),
             settings: self.settings.subscribe(),
             events: sender,
@@ -124,6 +125,11 @@ impl Host {
 
     pub async fn publish(&self, rows: &[Row]) {
         self.table.lock().await.publish(rows).unwrap();
+    }
+
+    /// The route table, as it is handed over.
+    pub async fn routes(&self) -> OwnedFd {
+        self.table.lock().await.share().unwrap()
     }
 
     /// What the proxy shows to `id`'s instance with this epoch.

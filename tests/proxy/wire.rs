@@ -266,3 +266,30 @@ async fn a_queued_request_whose_client_is_gone_is_never_sent() {
     assert!(fake.is_untouched().await);
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_before_it_uploads_is_told_to_go_on_only_if_it_may() {
+    let (host, fake) = host_with_fake().await;
+    let head = |token: &str| {
+        format!(
+            "POST /api/v2/update HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+        )
+    };
+    let mut raw = host.client().raw(b"http/1.1").await.unwrap();
+    raw.write_all(head(&host.token("alice")).as_bytes()).await.unwrap();
+    let mut answer = [0; 25];
+    raw.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, *b"HTTP/1.1 100 Continue\r\n\r\n");
+    raw.write_all(b"hi").await.unwrap();
+    let seen = fake.next().await;
+    assert!(!seen.head.contains("Expect"));
+    assert_eq!(seen.body, b"hi");
+    seen.answer("200 OK", "").await;
+
+    let mut raw = host.client().raw(b"http/1.1").await.unwrap();
+    raw.write_all(head("a.b.c").as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    raw.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, *b"HTTP/1.1 401");
+    host.stop().await;
+}
