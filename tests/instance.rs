@@ -49,7 +49,7 @@ async fn a_started_sq_takes_its_own_key_and_no_other() {
     let sq = Running::start(dir.path(), "a", "key-a").await;
     assert_eq!(probe::keyed(sq.port, "key-a", SECOND).await.unwrap(), KeyedAnswer::Mine);
     assert_eq!(probe::keyed(sq.port, "key-b", SECOND).await.unwrap(), KeyedAnswer::OtherKey);
-    assert!(usage::memory_bytes(sq.pid()).unwrap() > 50_000);
+    assert!(usage::memory(sq.pid(), None).unwrap().bytes > 50_000);
 }
 
 #[tokio::test]

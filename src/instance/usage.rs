@@ -2,20 +2,29 @@
 
 use std::{fs, io};
 
-/// Memory of a process in bytes: PSS, which counts a page shared by n processes as 1/n.
+/// What a process was found to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Proportional set size, which counts a page shared by n processes as 1/n.
+    pub bytes: u64,
+    /// Resident pages at that time.
+    resident: u64,
+}
+
+/// Memory of a process. `last` holds as long as its count of resident pages is the same: that count is at hand, while for the
+/// PSS the kernel walks all mappings, which costs some 60 µs. Others that begin or cease to share its pages change the PSS
+/// as well, so ask without `last` now and then.
 ///
-/// RSS misleads here: an idle sq has 2.4 MB of it but only 0.16 MB of its own once many run. RSS is the answer only
-/// where the kernel has no smaps_rollup or refuses it. An error means that the process has ended. Costs some 60 µs of
-/// CPU, since the kernel walks all mappings: spread thousands over a minute.
-pub fn memory_bytes(pid: u32) -> io::Result<u64> {
-    if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        && let Some(bytes) = parse_pss(&text)
-    {
-        return Ok(bytes);
-    }
+/// RSS alone misleads here: an idle sq has 2.4 MB of it but only 0.16 MB of its own once many run. RSS is the answer only
+/// where the kernel has no smaps_rollup or refuses it. An error means that the process has ended.
+pub fn memory(pid: u32, last: Option<Memory>) -> io::Result<Memory> {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
-    let pages = parse_resident_pages(&statm).ok_or(io::ErrorKind::InvalidData)?;
-    Ok(pages * rustix::param::page_size() as u64)
+    let resident = parse_resident_pages(&statm).ok_or(io::ErrorKind::InvalidData)?;
+    if let Some(last) = last.filter(|last| last.resident == resident) {
+        return Ok(last);
+    }
+    let pss = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok().and_then(|text| parse_pss(&text));
+    Ok(Memory { bytes: pss.unwrap_or(resident * rustix::param::page_size() as u64), resident })
 }
 
 /// `Pss:  163 kB` in smaps_rollup, in bytes. A zombie's file has no such line.
@@ -32,6 +41,11 @@ fn parse_resident_pages(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        process::{Command, Stdio},
+    };
+
     use super::*;
 
     #[test]
@@ -49,7 +63,22 @@ mod tests {
 
     #[test]
     fn this_process_uses_some_memory_and_a_dead_one_is_an_error() {
-        assert!(memory_bytes(std::process::id()).unwrap() > 100_000);
-        assert!(memory_bytes(4_194_304).is_err());
+        assert!(memory(std::process::id(), None).unwrap().bytes > 100_000);
+        assert!(memory(4_194_304, None).is_err());
+    }
+
+    #[test]
+    fn what_was_measured_holds_while_the_resident_pages_are_the_same() {
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Once it has echoed, it has loaded all it needs and waits.
+        cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let measured = memory(cat.id(), None);
+        let again = |resident| memory(cat.id(), Some(Memory { bytes: 1, resident }));
+        let (same, other) = measured.as_ref().map_or((None, None), |m| (again(m.resident).ok(), again(m.resident + 1).ok()));
+        cat.kill().unwrap();
+        cat.wait().unwrap();
+        assert_eq!(same.unwrap().bytes, 1);
+        assert_eq!(other.unwrap(), measured.unwrap());
     }
 }

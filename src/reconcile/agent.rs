@@ -26,7 +26,7 @@ use super::{
 use crate::{
     admin::{server::Asked, status::ProxyStatus},
     desired::{Desired, TenantId},
-    instance::{binary::SqBinary, process::Process, pulse::Pulse, scan::Found},
+    instance::{binary::SqBinary, process::Process, pulse::Pulse, scan::Found, usage::Memory},
     observed::{Known, Moment, Observed, State},
     proxy::{settings::Settings, supervisor::ProxyEvent},
     route::Activity,
@@ -53,8 +53,8 @@ pub struct Agent {
     pub(super) observed: Observed,
     /// The live process of each tenant that has one.
     pub(super) processes: HashMap<TenantId, Arc<Process>>,
-    /// Memory of each tenant's instance at the last survey, bytes.
-    pub(super) memory: HashMap<TenantId, u64>,
+    /// Memory of each tenant's instance at the last survey.
+    pub(super) memory: HashMap<TenantId, Memory>,
     /// What the last scan found of tenants whose instance is to be looked at.
     pub(super) found: HashMap<TenantId, Vec<Found>>,
     /// What the records say of instances that are to be looked at.

@@ -8,6 +8,7 @@ use crate::{
         binary::SqBinary,
         process::{Exit, Process},
         scan::Found,
+        usage::Memory,
     },
 };
 
@@ -73,6 +74,6 @@ pub enum Look {
 pub struct Survey {
     /// Every sq of this state directory that was no tenant's instance when the look began.
     pub found: Vec<Found>,
-    /// Memory of each, bytes, by process id.
-    pub memory: Vec<(u32, u64)>,
+    /// Memory of each, by process id.
+    pub memory: Vec<(u32, Memory)>,
 }

@@ -1,6 +1,6 @@
 //! The tasks that carry out one action each: start, drain and stop, look. They hold no decision; they report to the loop.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
@@ -14,7 +14,8 @@ use crate::{
         process::Process,
         scan::{self, Found},
         spawn::{self, SpawnSpec},
-        stop, usage,
+        stop,
+        usage::{self, Memory},
     },
     instance_key,
     route::Activity,
@@ -167,8 +168,9 @@ pub async fn scan_and_look(id: TenantId, epoch: u64, secret: Secret, state_dir: 
     let _ = reports.send(Event::Looked(id, look));
 }
 
-/// A look at all that runs beside the instances with these `pids`, blocking; measures those and rotates the logs on the way.
-pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, pids: HashSet<u32>, reports: Reports) -> impl FnOnce() {
+/// A look at all that runs beside the `instances` (by process id, with what was last measured and may still hold), blocking;
+/// measures those and rotates the logs on the way.
+pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, instances: HashMap<u32, Option<Memory>>, reports: Reports) -> impl FnOnce() {
     move || {
         let logs = user_dirs.into_iter().map(|dir| dir.join("sq.log")).chain(["access.log", "proxy.log"].map(|name| state_dir.join(name)));
         for log in logs {
@@ -176,8 +178,8 @@ pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, pids: HashSet<u32>, r
                 tracing::warn!(log = %log.display(), %error, "a log cannot be rotated");
             }
         }
-        let memory = pids.iter().filter_map(|&pid| Some((pid, usage::memory_bytes(pid).ok()?))).collect();
-        let found = scan::scan_strangers(&state_dir, |pid| pids.contains(&pid)).unwrap_or_else(|error| {
+        let memory = instances.iter().filter_map(|(&pid, &last)| Some((pid, usage::memory(pid, last).ok()?))).collect();
+        let found = scan::scan_strangers(&state_dir, |pid| instances.contains_key(&pid)).unwrap_or_else(|error| {
             tracing::warn!(%error, "/proc cannot be read");
             Vec::new()
         });

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    agent::Agent,
+    agent::{Agent, SURVEY},
     event::{Change, Event, Look, NotStarted, Survey},
     health::{Health, Verdict},
     lifecycle,
@@ -15,6 +15,9 @@ use crate::{
     proxy::{credentials, supervisor::ProxyEvent},
     store::{InstanceRecord, unix_now},
 };
+
+/// After so many surveys (5 min) each instance's memory has been measured anew, also where its own pages are the same.
+const MEASURED_ANEW: u64 = 15;
 
 impl Agent {
     pub(super) fn take_in(&mut self, event: Event) {
@@ -179,11 +182,14 @@ impl Agent {
         if std::mem::replace(&mut self.surveying, true) {
             return;
         }
-        let pids = self.processes.values().map(|process| process.pid()).collect();
+        // In turn, one part at each survey is measured anew: what it shares with others may have changed.
+        let part = Moment::now().as_millis() / u64::try_from(SURVEY.as_millis()).unwrap_or(u64::MAX) % MEASURED_ANEW;
+        let last = |id, pid: u32| self.memory.get(id).copied().filter(|_| u64::from(pid) % MEASURED_ANEW != part);
+        let instances = self.processes.iter().map(|(id, process)| (process.pid(), last(id, process.pid()))).collect();
         tokio::task::spawn_blocking(lifecycle::survey(
             self.desired.state_dir.clone(),
             self.desired.tenants.keys().map(|id| self.user_dir(id)).collect(),
-            pids,
+            instances,
             self.reports.clone(),
         ));
     }

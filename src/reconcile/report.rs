@@ -95,7 +95,7 @@ impl Agent {
             started_at: running.filter(|running| running.started_at > 0).map(|running| {
                 humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(running.started_at)).to_string()
             }),
-            memory_bytes: self.memory.get(id).copied(),
+            memory_bytes: self.memory.get(id).map(|memory| memory.bytes),
             requests: self.activity.slot(known.slot).map_or(0, |slot| slot.snapshot().requests),
             detail: detail(known, held, waits_for_program, &self.user_dir(id).join("sq.log").display().to_string(), now),
         }
