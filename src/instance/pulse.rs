@@ -1,7 +1,7 @@
 //! Whether every instance still answers, at the least cost: asked at one turn of the loop's wheel, collected at a later one.
 //!
-//! 2,300 instances are asked every 10 s, for as long as the agent runs. A task a probe, woken for each step of it, took 5 %
-//! of a core for that; here a probe is five system calls, and nothing is woken for it.
+//! 2,300 instances are asked every 10 s, for as long as the agent runs. A task a probe, woken at each of its steps, cost
+//! twice the CPU; here a probe is six system calls, and nothing is woken for it.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -11,7 +11,7 @@ use std::{
 
 use rustix::{
     io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with},
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with, sockopt::set_tcp_quickack},
 };
 
 use super::probe::{STATUS_END, parse_status};
@@ -76,6 +76,8 @@ impl<T> Pulse<T> {
 
 fn begin(port: u16) -> Result<OwnedFd, Errno> {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    // The question itself acknowledges the connection: a packet less, and sq wakes up once instead of twice.
+    set_tcp_quickack(&socket, false)?;
     match connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(error) => Err(error),

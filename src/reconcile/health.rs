@@ -1,16 +1,21 @@
 //! Who is probed when: every instance each 10 s, spread evenly, unless the proxy saw it answer meanwhile.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use crate::desired::TenantId;
 
 /// Failures in a row that make an instance unhealthy.
 const FAILURES: u32 = 3;
 
-/// The wheel of probes. Tenants are spread by their slot, so that 2,300 of them are 23 probes each tenth of a second.
+/// The wheel of probes. Tenants are spread by their slot, so that 2,300 of them are 46 probes each fifth of a second.
 #[derive(Debug)]
 pub struct Health {
-    step: u64,
+    /// Who is due at each step that is left of this turn. Filled once a turn: to go through all tenants at every step would
+    /// cost more than their probes' answers.
+    due: VecDeque<Vec<TenantId>>,
     failures: HashMap<TenantId, (u64, u32)>,
 }
 
@@ -27,23 +32,28 @@ pub enum Verdict {
 
 impl Health {
     /// Time between two steps of the wheel.
-    pub const STEP: Duration = Duration::from_millis(100);
+    pub const STEP: Duration = Duration::from_millis(200);
     /// An answer that takes longer is none.
     pub const LIMIT: Duration = Duration::from_secs(3);
     /// Time between two probes of one instance.
     pub const PERIOD: Duration = Duration::from_secs(10);
-    const STEPS: u64 = (Self::PERIOD.as_millis() / Self::STEP.as_millis()) as u64;
+    const STEPS: u32 = (Self::PERIOD.as_millis() / Self::STEP.as_millis()) as u32;
 
     /// A wheel at its first step.
     pub fn new() -> Self {
-        Self { step: 0, failures: HashMap::new() }
+        Self { due: VecDeque::new(), failures: HashMap::new() }
     }
 
-    /// Turns the wheel; answers whether the tenant of `slot` is due now.
-    pub fn turn(&mut self) -> impl Fn(u32) -> bool + use<> {
-        self.step = (self.step + 1) % Self::STEPS;
-        let step = self.step;
-        move |slot| u64::from(slot) % Self::STEPS == step
+    /// Turns the wheel by a step; returns who is due. `running` names everybody with a running instance, by slot; it is asked
+    /// once a turn, so whoever comes up meanwhile, and was proved ready just then, is due from the next turn on.
+    pub fn step<'a>(&mut self, running: impl Iterator<Item = (&'a TenantId, u32)>) -> Vec<TenantId> {
+        if self.due.is_empty() {
+            self.due.resize(Self::STEPS as usize, Vec::new());
+            for (id, slot) in running {
+                self.due[(slot % Self::STEPS) as usize].push(id.clone());
+            }
+        }
+        self.due.pop_front().unwrap_or_default()
     }
 
     /// Notes a probe of the start `epoch`.
@@ -101,13 +111,25 @@ mod tests {
     }
 
     #[test]
-    fn every_slot_is_due_exactly_once_a_period() {
+    fn everybody_is_due_exactly_once_a_turn_and_no_step_has_more_than_its_share() {
+        let ids: Vec<TenantId> = (0..230).map(|n| TenantId::parse(&format!("t{n}")).unwrap()).collect();
         let mut health = Health::new();
-        let mut due = [0; 250];
-        for _ in 0..Health::STEPS {
-            let is_due = health.turn();
-            due.iter_mut().zip(0..).for_each(|(count, slot)| *count += u32::from(is_due(slot)));
+        for _ in 0..3 {
+            let steps: Vec<_> = (0..Health::STEPS).map(|_| health.step(ids.iter().zip(0..))).collect();
+            assert!(steps.iter().all(|due| due.len() <= 5));
+            let mut due: Vec<_> = steps.concat();
+            due.sort_by_key(|id| ids.iter().position(|other| other == id));
+            assert_eq!(due, ids);
         }
-        assert!(due.iter().all(|&count| count == 1));
+    }
+
+    #[test]
+    fn a_newcomer_is_due_from_the_next_turn_on() {
+        let (old, new) = (id(), TenantId::parse("b").unwrap());
+        let mut health = Health::new();
+        health.step(std::iter::once((&old, 0)));
+        let both = || [(&old, 0), (&new, 1)].into_iter();
+        assert!((1..Health::STEPS).all(|_| health.step(both()).is_empty()));
+        assert_eq!((health.step(both()), health.step(both())), (vec![old.clone()], vec![new.clone()]));
     }
 }

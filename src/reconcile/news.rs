@@ -11,7 +11,7 @@ use super::{
 use crate::{
     desired::TenantId,
     instance::process::{Exit, Process},
-    observed::{Moment, Running, State, StopReason},
+    observed::{Known, Moment, Running, State, StopReason},
     proxy::{credentials, supervisor::ProxyEvent},
     store::{InstanceRecord, unix_now},
 };
@@ -218,19 +218,21 @@ impl Agent {
         for ((id, epoch), answered) in self.pulse.collect(now) {
             self.probed(&id, epoch, answered);
         }
-        let due = self.health.turn();
+        if self.stopping {
+            return;
+        }
+        let running = |known: &Known| matches!(known.state, State::Running(_));
+        let all = self.observed.known.iter().filter(|(_, known)| running(known)).map(|(id, known)| (id, known.slot));
         let seconds = |moment: Moment| moment.as_millis() / 1_000;
         let since = seconds(now).saturating_sub(Health::PERIOD.as_secs());
-        for (id, known) in &self.observed.known {
+        for id in self.health.step(all) {
+            let Some(known) = self.observed.known.get(&id) else { continue };
             let State::Running(running) = &known.state else { continue };
-            if !due(known.slot) || self.stopping {
-                continue;
-            }
             let seen =
                 self.activity.slot(known.slot).is_some_and(|slot| slot.snapshot().last_answer.is_some_and(|at| u64::from(at) >= since));
             // An unhealthy one is asked itself: what the proxy saw may be the answer before it hung.
             if let Some(port) = known.port.filter(|_| !seen || known.unhealthy) {
-                self.pulse.ask((id.clone(), running.epoch), port, now);
+                self.pulse.ask((id, running.epoch), port, now);
             }
         }
     }
