@@ -182,6 +182,9 @@ fn look(live: &Live, id: &TenantId) -> Result<Route, Problem> {
     }
 }
 
+/// How an exchange ended, and all that went into it.
+type Sent = (Result<Answer, Failure>, Exchange, Held, Share);
+
 /// A request that was let in, on its way to its tenant's instance.
 struct Visit<'a> {
     shared: &'a Arc<Shared>,
@@ -216,9 +219,7 @@ impl Visit<'_> {
             }
             let sent = Instant::now();
             let request = Exchange { port: route.port, head: self.head(&live, &route, &body), body };
-            // A task of its own: when the client goes away, the exchange still ends, and the lane is held until it has.
-            let task = tokio::spawn(async move { (exchange(&request).await, request, Held::new(turn, in_flight), share) });
-            let (result, request, held, kept) = task.await.map_err(|_| Problem::BadAnswer)?;
+            let (result, request, held, kept) = self.send(request, Held::new(turn, in_flight), share).await?;
             (body, share) = (request.body, kept);
             if let Some(entry) = track.entry() {
                 entry.upstream += sent.elapsed();
@@ -241,6 +242,16 @@ impl Visit<'_> {
                     avoid = Some(Avoid::wrong(&route));
                 }
             }
+        }
+    }
+
+    /// Sends a request. A write is a task of its own: when its client goes away, the exchange still ends, and the lane is held until it has. A
+    /// read may as well end with its client, which spares the task.
+    async fn send(&self, request: Exchange, held: Held, share: Share) -> Result<Sent, Problem> {
+        let sending = async move { (exchange(&request).await, request, held, share) };
+        match self.kind {
+            Kind::Read => Ok(sending.await),
+            Kind::Mutation => tokio::spawn(sending).await.map_err(|_| Problem::BadAnswer),
         }
     }
 
