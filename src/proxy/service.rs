@@ -25,7 +25,7 @@ use super::{
     forward::{Answer, Exchange, Failure, exchange},
     headers::{self, UpstreamHead},
     in_flight::InFlight,
-    lane::Width,
+    lane::{Turn, Width},
     live::{Current, Live},
     park::{self, Avoid, Parking},
     problem::Problem,
@@ -203,13 +203,9 @@ impl Visit<'_> {
         let mut deadline = None;
         loop {
             let waiting = Instant::now();
-            if !park::may_go(&route, avoid.as_ref(), tokio::time::Instant::now())? {
-                let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + park::MAX_WAIT);
-                route = self.park(&route, avoid, deadline).await?;
-            }
-            let width = Width { reads: route.limits.concurrency, queue: route.limits.queue };
-            let turn = self.tenant.lane.enter(self.kind, width, deadline.is_none()).await?;
+            let turn = self.turn(&mut route, avoid.as_ref(), &mut deadline).await;
             track.parked(waiting.elapsed());
+            let turn = turn?;
             let live = self.shared.live.get();
             let in_flight = InFlight::enter(&live, route.slot, &self.shared.in_flight);
             // The row may have changed while the request waited for its turn.
@@ -245,6 +241,19 @@ impl Visit<'_> {
         }
     }
 
+    /// Waits for an instance that is ready, then for a turn in the lane. `deadline` is set by the first wait for an instance, and is for all of them.
+    async fn turn(&self, route: &mut Route, avoid: Option<&Avoid>, deadline: &mut Option<tokio::time::Instant>) -> Result<Turn, Problem> {
+        let now = tokio::time::Instant::now();
+        if !park::may_go(route, avoid, now)? {
+            let deadline = *deadline.get_or_insert(now + park::MAX_WAIT);
+            self.nudge(NudgeReason::Parked);
+            let look = || look(&self.shared.live.get(), self.who);
+            *route = self.shared.parking.wait(self.tenant, route.state, avoid.copied(), deadline, look).await?;
+        }
+        let width = Width { reads: route.limits.concurrency, queue: route.limits.queue };
+        self.tenant.lane.enter(self.kind, width, deadline.is_none()).await
+    }
+
     /// Sends a request. A write is a task of its own: when its client goes away, the exchange still ends, and the lane is held until it has. A
     /// read may as well end with its client, which spares the task.
     async fn send(&self, request: Exchange, held: Held, share: Share) -> Result<Sent, Problem> {
@@ -253,12 +262,6 @@ impl Visit<'_> {
             Kind::Read => Ok(sending.await),
             Kind::Mutation => tokio::spawn(sending).await.map_err(|_| Problem::BadAnswer),
         }
-    }
-
-    async fn park(&self, route: &Route, avoid: Option<Avoid>, deadline: tokio::time::Instant) -> Result<Route, Problem> {
-        self.nudge(NudgeReason::Parked);
-        let look = || look(&self.shared.live.get(), self.who);
-        self.shared.parking.wait(self.tenant, route.state, avoid, deadline, look).await
     }
 
     fn nudge(&self, reason: NudgeReason) {
