@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tokio::sync::mpsc;
 
 use super::{
@@ -57,11 +57,11 @@ pub(crate) struct Shared {
 
 /// Answers one request, whatever happens.
 pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<State>, request: Request<Incoming>) -> Response<AnswerBody> {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let id = shared.ids.of(&parts.headers);
     let mut track = Track::new(entry(&parts, &id, peer), shared.log.clone(), connection.begin());
     let mut allowance = None;
-    let served = serve(&shared, &parts, body, &id, peer, &mut track, &mut allowance).await;
+    let served = serve(&shared, &parts, &mut body, &id, peer, &mut track, &mut allowance).await;
     let (mut response, rest) = match served {
         Ok(Reply::Local(response)) => (response.map(Bytes::from), None),
         Ok(Reply::Upstream { answer, held }) => from_sq(answer, held, &id),
@@ -69,6 +69,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<St
             if let Some(entry) = track.entry() {
                 entry.refused = Some(problem.slug());
             }
+            let_finish(problem, &parts, body, &connection);
             (problem.response(&id).map(Bytes::from), None)
         }
     };
@@ -79,6 +80,18 @@ pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<St
         entry.status = response.status().as_u16();
     }
     response.map(|first| AnswerBody::new(first, rest, track))
+}
+
+/// Lets a refused client send its body to the end, beside the answer. Not one that asked first (`Expect`): reading would invite it to send.
+fn let_finish(problem: Problem, parts: &Parts, body: Incoming, connection: &Arc<State>) {
+    let hopeless = matches!(problem, Problem::BodyTooSlow | Problem::BodyCut);
+    if !hopeless && !body.is_end_stream() && !parts.headers.contains_key(http::header::EXPECT) {
+        let busy = connection.begin();
+        tokio::spawn(async move {
+            upload::discard(body).await;
+            drop(busy);
+        });
+    }
 }
 
 /// An answer, before its body is put in place.
@@ -119,7 +132,7 @@ fn entry(parts: &Parts, id: &RequestId, peer: IpAddr) -> Entry {
 async fn serve(
     shared: &Arc<Shared>,
     parts: &Parts,
-    body: Incoming,
+    body: &mut Incoming,
     id: &RequestId,
     peer: IpAddr,
     track: &mut Track,
