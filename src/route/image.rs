@@ -37,6 +37,18 @@ struct Placed {
     line: [u64; LINE],
 }
 
+impl Placed {
+    /// Whether this row stays in its place, with its keys and limits.
+    fn fits(&self, row: &Row) -> bool {
+        *self.id == *row.id
+            && self.limits == row.limits
+            && self.api_keys.len() == row.api_keys.len()
+            // Most tenants have none, and to compare nothing with nothing costs 70 ns where glibc's memcmp uses AVX-512: its masked
+            // load from a dangling pointer makes the processor suppress a page fault.
+            && (self.api_keys.is_empty() || self.api_keys == row.api_keys)
+    }
+}
+
 /// See the file's description.
 pub(super) struct Image {
     hash: IdHash,
@@ -57,9 +69,8 @@ impl Image {
     /// Makes this the image of `rows`. Returns whether any line changed.
     pub(super) fn set(&mut self, rows: &[Row]) -> Result<bool, TableError> {
         check_slots(rows)?;
-        let alike =
-            |(placed, row): (&Placed, &Row)| *placed.id == *row.id && placed.limits == row.limits && placed.api_keys == row.api_keys;
-        if self.placed.len() == rows.len() && self.placed.iter().zip(rows).all(alike) { Ok(self.refresh(rows)) } else { self.rebuild(rows) }
+        let alike = self.placed.len() == rows.len() && self.placed.iter().zip(rows).all(|(placed, row)| placed.fits(row));
+        if alike { Ok(self.refresh(rows)) } else { self.rebuild(rows) }
     }
 
     /// The lines that buffer `side` lacks, with their contents; afterwards it lacks none.
