@@ -94,7 +94,8 @@ impl Image {
                 return false;
             }
             let state = layout::row_state(row, placed.limits_index);
-            if state != placed.state {
+            // Word by word: compared as arrays they go through memory, where the processor waits for its own stores.
+            if state.iter().zip(&placed.state).fold(0, |differ, (new, old)| differ | (new ^ old)) != 0 {
                 self.fresh.push((n, state));
             }
         }
