@@ -1,6 +1,13 @@
 //! What every test with real sq needs: the program, free ports, and an end for each process.
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part of it
 
+pub mod client;
+pub mod host;
+pub mod ports;
+pub mod processes;
+pub mod tokens;
+pub mod wanted;
+
 use std::{
     future::Future,
     ops::Deref,
