@@ -1,4 +1,5 @@
 //! The primitives of `instance` against real sq: real processes, sockets and signals.
+#![allow(clippy::unwrap_used)] // the lint only knows #[test] functions
 
 mod support;
 
@@ -18,7 +19,7 @@ use sq_agent::instance::{
     log::{rotate_if_needed, tail},
     probe::{self, KeyedAnswer, NotReady, ProbeError},
     process::StopSignal,
-    scan::scan,
+    scan::{scan, scan_strangers},
     stop::stop,
     usage,
 };
@@ -213,10 +214,11 @@ async fn an_orphan_is_found_adopted_and_its_end_noticed() {
     let found = &found[0];
     assert_eq!((found.id.as_str(), found.port, found.key.as_str()), (id, port, "key-x"));
     assert!(!format!("{found:?}").contains("key-x"), "the key is not for logs");
-    assert!(Process::adopt(found.pid, found.start_time + 1).unwrap().is_none(), "a reused pid");
     let process = Process::adopt(found.pid, found.start_time).unwrap().unwrap();
-    assert_eq!(process.try_exit(), None);
-    let exit = stop(&process, DEADLINE).await;
+    let orphan = Running { process, port, key: found.key.clone(), user_dir: data_dir };
+    assert!(Process::adopt(found.pid, found.start_time + 1).unwrap().is_none(), "a reused pid");
+    assert_eq!(orphan.try_exit(), None);
+    let exit = stop(&orphan, DEADLINE).await;
     assert!(matches!(exit, Exit::Unknown | Exit::Signal(15)), "unless orphans are given to us: {exit}");
     assert!(Process::adopt(found.pid, found.start_time).unwrap().is_none());
     assert!(scan(dir.path()).unwrap().is_empty());
@@ -244,6 +246,8 @@ async fn a_scan_finds_the_instances_of_this_state_directory_alone() {
         let mut expected: Vec<_> = started.iter().zip(ids).map(|(sq, id)| (sq.pid(), id.to_owned(), sq.port, sq.start_time())).collect();
         expected.sort();
         assert_eq!(found, expected);
+        let strangers = scan_strangers(state_dir, |pid| pid != started[1].pid()).unwrap();
+        assert_eq!(strangers.iter().map(|f| f.pid).collect::<Vec<_>>(), [started[1].pid()]);
     }
     dead.exited().await;
 }

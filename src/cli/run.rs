@@ -75,9 +75,9 @@ async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, rejected: Option
         tracing::error!(kept = %moved.display(), "instances.db was corrupt: it was moved aside and is rebuilt from what runs");
     }
     let (settings_sender, settings) = watch::channel(Arc::new(credentials::settings(&desired)?));
-    let page = |kind: &str| PathBuf::from(SHARED_MEMORY).join(format!("sq-agent-{}-{kind}", desired.name));
-    let table = TableWriter::open(&page("routes"))?;
-    let activity = Arc::new(Activity::open(&page("activity"))?);
+    let pages = ["routes", "activity"].map(|kind| PathBuf::from(SHARED_MEMORY).join(format!("sq-agent-{}-{kind}", desired.name)));
+    let table = TableWriter::open(&pages[0])?;
+    let activity = Arc::new(Activity::open(&pages[1])?);
     let routes = table.share()?;
     let (mut agent, events) = Agent::new(Parts {
         file: file.to_owned(),
@@ -123,6 +123,10 @@ async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, rejected: Option
         tokio::spawn(welcome_when_ready(questions, desired.clone()));
     }
     relay(signals, to_loop, supervisor, running).await?;
+    // Nothing runs any more: the pages are memory that nobody would free before the next boot.
+    for page in pages {
+        let _ = std::fs::remove_file(page);
+    }
     drop(lock);
     Ok(ExitCode::SUCCESS)
 }

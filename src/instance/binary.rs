@@ -198,6 +198,44 @@ mod tests {
         assert!(why_not("/no/such/sq".into()).await.contains("/no/such/sq"));
     }
 
+    /// Stands for cargo: counts its runs in `count` and builds a program that says 1.2.3.
+    fn fake_cargo(dir: &Path) -> CargoSearch {
+        let built = "mkdir -p $9/bin && printf '#!/bin/sh\\necho 1.2.3\\n' > $9/bin/sq && chmod 755 $9/bin/sq";
+        fake::program(dir, "cargo", &format!("echo run >> {}/count; {built}", dir.display()));
+        CargoSearch { path: Some(format!("{}:/usr/bin:/bin", dir.display()).into()), cargo_home: None }
+    }
+
+    #[tokio::test]
+    async fn two_agents_that_need_the_same_version_install_it_once() {
+        let (state, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let search = fake_cargo(tools.path());
+        let source = SqSource::Version("1.2.3".into());
+        let both = tokio::join!(ensure_with(&source, state.path(), &search, &|_| ()), ensure_with(&source, state.path(), &search, &|_| ()));
+        let (a, b) = (both.0.unwrap(), both.1.unwrap());
+        assert_eq!((a.version.as_str(), &a), ("1.2.3", &b));
+        assert_eq!(fs::read_to_string(tools.path().join("count")).unwrap(), "run\n");
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_installation_or_a_power_failure_left_is_replaced() {
+        let (state, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let sq = state.path().join("sq");
+        fs::create_dir_all(sq.join(".1.2.3.partial/bin")).unwrap();
+        fs::create_dir_all(sq.join("1.2.3/bin")).unwrap();
+        fs::write(sq.join("1.2.3/bin/sq"), "").unwrap();
+        let found = ensure_with(&SqSource::Version("1.2.3".into()), state.path(), &fake_cargo(tools.path()), &|_| ()).await.unwrap();
+        assert_eq!(found.path, sq.join("1.2.3/bin/sq"));
+        assert!(!sq.join(".1.2.3.partial").exists());
+    }
+
+    #[tokio::test]
+    async fn without_cargo_a_missing_version_says_how_to_get_one() {
+        let state = tempfile::tempdir().unwrap();
+        let result = ensure_with(&SqSource::Version("1.2.3".into()), state.path(), &CargoSearch::default(), &|_| ()).await;
+        let text = result.unwrap_err().to_string();
+        assert!(text.contains("https://rustup.rs") && text.contains("[sq] binary"), "{text}");
+    }
+
     #[tokio::test]
     async fn a_version_that_would_leave_the_state_directory_is_refused() {
         let error = ensure(&SqSource::Version("../../x".into()), Path::new("/nowhere"), &|_| ()).await.unwrap_err();

@@ -38,6 +38,12 @@ impl fmt::Debug for Found {
 /// All live processes of this user whose command line is
 /// `… host PORT --key K --data-dir <state_dir>/users/<id>/phext-data`. Zombies are left out.
 pub fn scan(state_dir: &Path) -> io::Result<Vec<Found>> {
+    scan_strangers(state_dir, |_| false)
+}
+
+/// [`scan`] without the processes that are known by pid. A held [`super::Process`] that has not exited keeps its pid from
+/// being reused, so the regular look need not read those again: that is nearly all of its cost.
+pub fn scan_strangers(state_dir: &Path, known: impl Fn(u32) -> bool) -> io::Result<Vec<Found>> {
     // Instances are started with the path free of links, see spawn.
     let users = match fs::canonicalize(state_dir) {
         Ok(path) => path.join("users"),
@@ -47,11 +53,12 @@ pub fn scan(state_dir: &Path) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).filter(|pid| !known(*pid)) else { continue };
         match look(pid, &users) {
             Ok(Some(instance)) => found.push(instance),
             Ok(None) => {}
-            Err(error) if is_gone(&error) => {}
+            // Gone meanwhile, or another user's under hidepid.
+            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(error),
         }
     }

@@ -18,7 +18,7 @@ use super::process::Process;
 /// Everything one start needs. No `Debug`: it holds the key.
 #[derive(Clone)]
 pub struct SpawnSpec {
-    /// The sq program.
+    /// The sq program, absolute (see [`super::binary`]).
     pub binary: PathBuf,
     /// `<state_dir>/users/<id>`: made where missing; sq's working directory.
     pub user_dir: PathBuf,

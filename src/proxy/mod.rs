@@ -1,4 +1,40 @@
-//! The proxy process: tls -> auth -> route -> admit -> forward.
+//! The proxy: its own process between the network and the instances, and the agent's side of it.
+//!
+//! In the proxy process ([`process`]), a request goes tls -> auth -> route -> admit -> forward (`service` has the order and its reasons). In the
+//! agent, `credentials` reads what the proxy must know, `listen` binds, and `supervisor` starts the process and keeps it.
 #![forbid(unsafe_code)]
 
+mod access_log;
+mod answer;
+mod auth;
+mod classify;
+mod clock;
+mod connection;
+mod control;
+pub mod credentials;
+mod forward;
+mod headers;
+mod in_flight;
+mod lane;
+mod listen;
+mod live;
+mod park;
+mod problem;
+pub mod process;
+mod quota;
+mod request_id;
+mod sandbox;
+mod seccomp;
+mod serve;
+mod service;
 pub mod settings;
+pub mod supervisor;
+mod tenant;
+mod tls;
+mod token;
+mod track;
+mod upload;
+
+pub use control::wire::NudgeReason;
+pub use listen::ListenError;
+pub use token::MintError;

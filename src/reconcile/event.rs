@@ -73,7 +73,7 @@ pub enum Look {
 /// A full look at the host.
 #[derive(Debug)]
 pub struct Survey {
-    /// Every sq of this state directory.
+    /// Every sq of this state directory that was no tenant's instance when the look began.
     pub found: Vec<Found>,
     /// Memory of each, bytes, by process id.
     pub memory: Vec<(u32, u64)>,

@@ -1,6 +1,6 @@
 //! The tasks that carry out one action each: start, drain and stop, look. They hold no decision; they report to the loop.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
@@ -173,8 +173,8 @@ pub async fn scan_and_look(id: TenantId, epoch: u64, secret: Secret, state_dir: 
     let _ = reports.send(Event::Looked(id, look));
 }
 
-/// A look at all that runs, blocking; rotates the logs on the way.
-pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, pids: Vec<u32>, reports: Reports) -> impl FnOnce() {
+/// A look at all that runs beside the instances with these `pids`, blocking; measures those and rotates the logs on the way.
+pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, pids: HashSet<u32>, reports: Reports) -> impl FnOnce() {
     move || {
         let logs = user_dirs.into_iter().map(|dir| dir.join("sq.log")).chain(["access.log", "proxy.log"].map(|name| state_dir.join(name)));
         for log in logs {
@@ -182,8 +182,8 @@ pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, pids: Vec<u32>, repor
                 tracing::warn!(log = %log.display(), %error, "a log cannot be rotated");
             }
         }
-        let memory = pids.into_iter().filter_map(|pid| Some((pid, usage::memory_bytes(pid).ok()?))).collect();
-        let found = scan::scan(&state_dir).unwrap_or_else(|error| {
+        let memory = pids.iter().filter_map(|&pid| Some((pid, usage::memory_bytes(pid).ok()?))).collect();
+        let found = scan::scan_strangers(&state_dir, |pid| pids.contains(&pid)).unwrap_or_else(|error| {
             tracing::warn!(%error, "/proc cannot be read");
             Vec::new()
         });

@@ -176,7 +176,7 @@ impl Agent {
         if std::mem::replace(&mut self.surveying, true) {
             return;
         }
-        let pids: Vec<u32> = self.processes.values().map(|process| process.pid()).collect();
+        let pids = self.processes.values().map(|process| process.pid()).collect();
         tokio::task::spawn_blocking(lifecycle::survey(
             self.desired.state_dir.clone(),
             self.desired.tenants.keys().map(|id| self.user_dir(id)).collect(),

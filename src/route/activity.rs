@@ -66,3 +66,63 @@ impl Activity {
         self.page.words()[RETIRED].load(Ordering::Relaxed) != 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::super::Side;
+    use super::*;
+
+    #[test]
+    fn agent_and_proxy_see_the_same_slots() {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = Activity::open(&dir.path().join("sq-agent-test-activity")).unwrap();
+        let proxy = Activity::map(agent.share().unwrap()).unwrap();
+        let last = SLOTS as u32 - 1;
+        for slot in [0, 77, last] {
+            proxy.slot(slot).unwrap().note_request(5_000_000_000, 20_000);
+            assert_eq!(agent.slot(slot).unwrap().snapshot().requests, 1);
+            assert_eq!(agent.slots()[slot as usize].snapshot(), proxy.slot(slot).unwrap().snapshot());
+        }
+        assert_eq!(agent.slots().iter().map(|slot| slot.snapshot().requests).sum::<u64>(), 3);
+        assert!(proxy.slot(last + 1).is_none() && proxy.slot(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn counts_and_limits_outlive_both_processes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("activity");
+        let agent = Activity::open(&path).unwrap();
+        let slot = agent.slot(3).unwrap();
+        slot.admit(9, 600, 0);
+        slot.enter(Side::A);
+        let before = slot.snapshot();
+        drop(agent);
+        assert_eq!(Activity::open(&path).unwrap().slot(3).unwrap().snapshot(), before);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_page_of_another_size_is_replaced_and_who_has_it_mapped_learns_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("activity");
+        let old = Activity::open(&path).unwrap();
+        old.slot(0).unwrap().note_error();
+        // Grown, never truncated: the old mapping stays good.
+        old.file.set_len(1 << 22).unwrap();
+        let new = Activity::open(&path).unwrap();
+        assert!(old.is_retired() && !new.is_retired());
+        assert_eq!((old.slot(0).unwrap().snapshot().errors, new.slot(0).unwrap().snapshot().errors), (1, 0));
+    }
+
+    #[test]
+    fn a_route_table_is_no_activity_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("routes");
+        let table = super::super::TableWriter::open(&path).unwrap();
+        let error = Activity::map(table.share().unwrap()).err().unwrap().to_string();
+        assert!(error.contains("the file has another length"), "{error}");
+    }
+}

@@ -1,8 +1,13 @@
 //! What the proxy counts for one tenant: one cache line of atomics, written by every proxy thread and read by the agent.
 //!
-//! Each word stands for itself (no reader needs two of them to agree), so every access is relaxed.
+//! Each word stands for itself (no reader needs two of them to agree), so every access is relaxed. The requests in flight are
+//! held against the route table besides, which takes fences: see [`SlotActivity::enter`].
 
-use super::atomics::{AtomicU64, Ordering::Relaxed};
+use super::atomics::{
+    AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+    fence,
+};
 use super::gcra::{self, Admission};
 
 /// Nanoseconds in a second.
@@ -113,9 +118,15 @@ impl SlotActivity {
     }
 
     /// A request begins. Returns how many are in flight now, this one included.
+    ///
+    /// Read the row again after it, and go on only if it still says `ready`: then either the agent, which publishes `draining`
+    /// before it looks at [`Self::in_flight`], sees this request, or this request sees `draining`. The fences here and there
+    /// rule out that both miss each other.
     pub fn enter(&self, side: Side) -> u32 {
         let step = |word| with_half(word, side, half(word, side).saturating_add(1));
-        in_flight(step(self.update(IN_FLIGHT, step)))
+        let before = self.update(IN_FLIGHT, step);
+        fence(SeqCst);
+        in_flight(step(before))
     }
 
     /// A request has ended. One too many does nothing.
@@ -123,8 +134,9 @@ impl SlotActivity {
         self.update(IN_FLIGHT, |word| with_half(word, side, half(word, side).saturating_sub(1)));
     }
 
-    /// Requests in flight through both proxies.
+    /// Requests in flight through both proxies; see [`Self::enter`].
     pub fn in_flight(&self) -> u32 {
+        fence(SeqCst);
         in_flight(self.words[IN_FLIGHT].load(Relaxed))
     }
 
@@ -224,5 +236,122 @@ fn count_on(word: u64, day: u32) -> u64 {
         u64::from(stands) << 32 | u64::from(count.saturating_add(1))
     } else {
         u64::from(day) << 32 | 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot() -> SlotActivity {
+        SlotActivity { words: Default::default() }
+    }
+
+    #[test]
+    fn a_slot_is_one_cache_line() {
+        assert_eq!((size_of::<SlotActivity>(), align_of::<SlotActivity>()), (64, 64));
+    }
+
+    #[test]
+    fn each_side_counts_its_own_requests_in_flight() {
+        let slot = slot();
+        assert_eq!((slot.enter(Side::A), slot.enter(Side::B), slot.enter(Side::B)), (1, 2, 3));
+        slot.leave(Side::A);
+        slot.leave(Side::A);
+        assert_eq!(slot.in_flight(), 2, "one leave too many takes nothing from the other side");
+        slot.enter(Side::A);
+        slot.clear_side(Side::B);
+        assert_eq!(slot.in_flight(), 1);
+        slot.leave(Side::B);
+        slot.clear_side(Side::A);
+        assert_eq!(slot.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_full_half_neither_overflows_nor_reaches_the_other() {
+        let slot = slot();
+        slot.words[IN_FLIGHT].store(LOW, Relaxed);
+        assert_eq!(slot.enter(Side::A), u32::MAX);
+        assert_eq!(slot.enter(Side::B), u32::MAX);
+        slot.clear_side(Side::A);
+        assert_eq!(slot.in_flight(), 1);
+    }
+
+    #[test]
+    fn four_threads_together_are_admitted_no_more_than_one_alone() {
+        let slot = slot();
+        let admitted = |_| {
+            let admissions = (0..100).map(|_| slot.admit(7_000_000_000, 600_000_000, 20));
+            admissions.filter(|admission| matches!(admission, Admission::Admitted { .. })).count()
+        };
+        let total: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || admitted(n))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(total, 21);
+        assert!(matches!(slot.admit(7_600_000_000, 600_000_000, 20), Admission::Admitted { remaining: 0, .. }));
+        assert!(matches!(slot.admit(7_600_000_000, 600_000_000, 20), Admission::Refused { retry_after_ns: 600_000_000, .. }));
+    }
+
+    #[test]
+    fn four_threads_lose_no_count() {
+        let slot = slot();
+        std::thread::scope(|scope| {
+            for side in [Side::A, Side::A, Side::B, Side::B] {
+                let slot = &slot;
+                scope.spawn(move || {
+                    for n in 1..=1_000 {
+                        slot.enter(side);
+                        slot.note_request(n * SECOND, 20_000);
+                        slot.note_answer(n * SECOND);
+                        slot.leave(side);
+                    }
+                });
+            }
+        });
+        let seen = slot.snapshot();
+        assert_eq!((seen.in_flight, seen.requests, seen.requests_that_day), (0, 4_000, 4_000));
+        assert_eq!((seen.last_request, seen.last_answer), (Some(1_000), Some(1_000)));
+    }
+
+    #[test]
+    fn the_snapshot_says_what_was_noted_and_reset_forgets_it() {
+        let slot = slot();
+        assert_eq!(slot.snapshot(), SlotSnapshot::default());
+        assert_eq!(slot.note_request(0, 20_000), 1);
+        assert_eq!(slot.snapshot().last_request, Some(0), "the first second after boot is not never");
+        assert_eq!(slot.snapshot().last_answer, None);
+        slot.note_answer(9 * SECOND + 1);
+        slot.note_request(5 * SECOND, 20_000);
+        slot.note_request(4 * SECOND, 20_000);
+        slot.note_error();
+        slot.add_bytes_in(10);
+        slot.add_bytes_out(1 << 40);
+        slot.enter(Side::B);
+        let expected = SlotSnapshot {
+            arrival_ns: 0,
+            in_flight: 1,
+            last_request: Some(5),
+            last_answer: Some(9),
+            requests: 3,
+            errors: 1,
+            bytes_in: 10,
+            bytes_out: 1 << 40,
+            day: 20_000,
+            requests_that_day: 3,
+        };
+        assert_eq!(slot.snapshot(), expected);
+        slot.reset();
+        assert_eq!(slot.snapshot(), SlotSnapshot::default());
+    }
+
+    #[test]
+    fn a_new_day_counts_from_one_and_a_late_request_of_yesterday_counts_for_today() {
+        let slot = slot();
+        let days = [20_000, 20_000, 20_001, 20_000, 20_001, 20_002];
+        assert_eq!(days.map(|day| slot.note_request(0, day)), [1, 2, 1, 2, 3, 1]);
+        // The clock was years ahead and is right again.
+        assert_eq!([30_000, 20_002, 20_002].map(|day| slot.note_request(0, day)), [1, 1, 2]);
+        assert_eq!([u32::MAX, u32::MAX, 0].map(|day| slot.note_request(0, day)), [1, 2, 1]);
     }
 }

@@ -115,14 +115,17 @@ fn reopened_read_only(file: &File, path: &Path) -> Result<File, TableError> {
 /// Which lines of a buffer hold anything.
 ///
 /// Read, not mapped: a read of memory that was never written costs no memory.
-fn lines_in_use(file: &File, side: usize, path: &Path) -> Result<Vec<u32>, TableError> {
+pub(super) fn lines_in_use(file: &File, side: usize, path: &Path) -> Result<Vec<u32>, TableError> {
     const CHUNK: usize = 64 * 1024;
-    let mut chunk = vec![0; CHUNK];
+    let (mut chunk, zeros) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut lines = Vec::new();
     let start = (HEADER_WORDS + side * BUFFER_WORDS) * 8;
     for from in (0..BUFFER_WORDS * 8).step_by(CHUNK) {
         let chunk = &mut chunk[..CHUNK.min(BUFFER_WORDS * 8 - from)];
         file.read_exact_at(chunk, (start + from) as u64).map_err(TableError::file("read", path))?;
+        if *chunk == zeros[..chunk.len()] {
+            continue;
+        }
         let used = chunk.as_chunks::<{ LINE * 8 }>().0.iter().enumerate().filter(|(_, line)| **line != [0; LINE * 8]);
         lines.extend(used.map(|(line, _)| (from / (LINE * 8) + line) as u32));
     }

@@ -23,6 +23,9 @@ pub enum LockError {
     /// Others could plant links or swap files in it.
     #[error("everybody may write to {}; run `chmod o-w` on it, or choose another state_dir", .0.display())]
     OpenToAll(PathBuf),
+    /// It belongs to another user.
+    #[error("{} may not be written by this user; run the agent as its owner, or choose another state_dir under [agent]", .0.display())]
+    Denied(PathBuf),
     /// A file operation failed.
     #[error("{what} {}: {error}", path.display())]
     File {
@@ -38,7 +41,7 @@ pub enum LockError {
 /// The right to act on a state directory; let go when dropped, and by the kernel when the agent dies.
 #[derive(Debug)]
 pub struct AgentLock {
-    _file: File,
+    file: File,
     run_dir: PathBuf,
 }
 
@@ -65,12 +68,19 @@ impl AgentLock {
             Err(TryLockError::Error(error)) => return Err(fail("locking", &path)(error)),
         }
         write_holder(&mut file).map_err(fail("writing", &path))?;
-        Ok(Self { _file: file, run_dir })
+        Ok(Self { file, run_dir })
     }
 
     /// `<state_dir>/run`: sockets and pid files.
     pub fn run_dir(&self) -> &Path {
         &self.run_dir
+    }
+}
+
+impl Drop for AgentLock {
+    fn drop(&mut self) {
+        // Closing alone lets go only once a child that is between fork and exec just now has closed its copy.
+        let _ = self.file.unlock();
     }
 }
 
@@ -94,7 +104,10 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), LockError> {
 }
 
 fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
-    move |error| LockError::File { what, path: path.into(), error }
+    move |error| match error.kind() {
+        io::ErrorKind::PermissionDenied => LockError::Denied(path.into()),
+        _ => LockError::File { what, path: path.into(), error },
+    }
 }
 
 #[cfg(test)]

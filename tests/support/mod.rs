@@ -1,5 +1,6 @@
 //! What every test with real sq needs: the program, free ports, and an end for each process.
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part of it
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // as in any test; the lint only knows #[test] functions
 
 pub mod client;
 pub mod host;

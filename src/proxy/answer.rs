@@ -1,0 +1,118 @@
+//! The body of an answer: made here, or streamed from sq as it comes.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{forward::Rest, in_flight::InFlight, lane::Turn, track::Track};
+
+/// Most bytes of one read from sq.
+const READ: usize = 16 * 1024;
+
+/// An answer's body, with everything that is held until its last byte is out.
+pub(crate) struct AnswerBody {
+    first: Option<Bytes>,
+    rest: Option<Streamed>,
+    track: Track,
+}
+
+/// What is still to come from sq, and the tenant's place that it holds.
+pub(crate) struct Streamed {
+    pub(crate) rest: Rest,
+    pub(crate) _held: Held,
+}
+
+/// A tenant's place, kept until sq has nothing more to say.
+pub(crate) struct Held {
+    _turn: Turn,
+    _in_flight: InFlight,
+}
+
+impl Held {
+    pub(crate) fn new(turn: Turn, in_flight: InFlight) -> Self {
+        Self { _turn: turn, _in_flight: in_flight }
+    }
+}
+
+impl AnswerBody {
+    pub(crate) fn new(first: Bytes, rest: Option<Streamed>, mut track: Track) -> Self {
+        if first.is_empty() && rest.is_none() {
+            track.finished();
+        }
+        Self { first: Some(first).filter(|first| !first.is_empty()), rest, track }
+    }
+
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        let Some(streamed) = &mut self.rest else {
+            return Poll::Ready(None);
+        };
+        let rest = &mut streamed.rest;
+        let most = usize::try_from(rest.bytes).unwrap_or(READ).min(READ);
+        let piece = ready!(poll_read_some(&mut rest.stream, most, cx));
+        match piece {
+            Ok(piece) if !piece.is_empty() => {
+                rest.bytes -= piece.len() as u64;
+                if rest.bytes == 0 {
+                    self.rest = None;
+                }
+                Poll::Ready(Some(Ok(piece)))
+            }
+            // The client must see that its answer was cut: an error here makes hyper abort the stream.
+            Ok(_) => self.cut(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) => self.cut(error),
+        }
+    }
+
+    fn cut(&mut self, error: io::Error) -> Poll<Option<io::Result<Bytes>>> {
+        self.rest = None;
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let piece = match self.first.take() {
+            Some(first) => Some(Ok(first)),
+            None => ready!(self.poll_rest(cx)),
+        };
+        if let Some(Ok(piece)) = &piece {
+            let length = piece.len();
+            self.track.sent(length);
+            if self.is_end_stream() {
+                self.track.finished();
+            }
+        }
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
+        SizeHint::with_exact(first + self.rest.as_ref().map_or(0, |streamed| streamed.rest.bytes))
+    }
+}
+
+/// Reads at most `most` bytes; none is the end.
+fn poll_read_some(stream: &mut TcpStream, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let mut buffer = BytesMut::zeroed(most);
+    let mut filled = ReadBuf::new(&mut buffer);
+    ready!(Pin::new(stream).poll_read(cx, &mut filled))?;
+    let length = filled.filled().len();
+    buffer.truncate(length);
+    Poll::Ready(Ok(buffer.freeze()))
+}

@@ -1,0 +1,244 @@
+//! How long a client's connection may be silent. One state a connection, looked at by the one task that drives it.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+/// A request's head must be whole so long after its first byte.
+const HEAD: Duration = Duration::from_secs(10);
+/// A connection may be idle so long: as long as nginx's.
+const IDLE: Duration = Duration::from_secs(75);
+/// A client may take nothing of its answer for so long: sq itself gives up after 32 s.
+const STALLED: Duration = Duration::from_secs(30);
+
+/// What is known of a connection. Times are milliseconds since its start.
+#[derive(Debug)]
+pub(crate) struct State {
+    start: Instant,
+    /// HTTP/2 has frames that belong to no request, so bytes do not mean that a head has begun.
+    multiplexed: bool,
+    requests: AtomicU32,
+    in_head: AtomicBool,
+    blocked: AtomicBool,
+    /// Since when it is idle, in a head, or blocked.
+    since: AtomicU64,
+}
+
+/// Why a connection must end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    /// Nothing is asked: say goodbye.
+    Idle,
+    /// Too slow: drop it.
+    Slow,
+}
+
+/// A request on a connection; dropping it ends it.
+pub(crate) struct Busy(Arc<State>);
+
+impl State {
+    pub(crate) fn new(multiplexed: bool) -> Arc<Self> {
+        Arc::new(Self {
+            start: Instant::now(),
+            multiplexed,
+            requests: AtomicU32::new(0),
+            in_head: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+            since: AtomicU64::new(0),
+        })
+    }
+
+    /// A request's head is whole.
+    pub(crate) fn begin(self: &Arc<Self>) -> Busy {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.in_head.store(false, Ordering::Relaxed);
+        Busy(Arc::clone(self))
+    }
+
+    /// Requests whose answers have not ended.
+    pub(crate) fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    fn touch(&self) {
+        self.since.store(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn read(&self) {
+        if !self.multiplexed && self.requests() == 0 && !self.in_head.swap(true, Ordering::Relaxed) {
+            self.touch();
+        }
+    }
+
+    fn wrote(&self, pending: bool) {
+        if self.blocked.swap(pending, Ordering::Relaxed) != pending {
+            self.touch();
+        }
+    }
+
+    /// When to look again, and what is due then.
+    fn due(&self) -> (Instant, Overdue) {
+        let (limit, what) = if self.blocked.load(Ordering::Relaxed) {
+            (STALLED, Overdue::Slow)
+        } else if self.requests() > 0 {
+            return (Instant::now() + IDLE, Overdue::Idle);
+        } else if self.in_head.load(Ordering::Relaxed) {
+            (HEAD, Overdue::Slow)
+        } else {
+            (IDLE, Overdue::Idle)
+        };
+        (self.start + Duration::from_millis(self.since.load(Ordering::Relaxed)) + limit, what)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.0.requests.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.touch();
+        }
+    }
+}
+
+/// A connection's bytes, noted as they pass.
+pub(crate) struct Watched<S> {
+    stream: S,
+    state: Arc<State>,
+}
+
+impl<S> Watched<S> {
+    pub(crate) fn new(stream: S, state: Arc<State>) -> Self {
+        Self { stream, state }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.state.read();
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.state.wrote(result.is_pending());
+        result
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.state.wrote(result.is_pending());
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.state.wrote(result.is_pending());
+        result
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Says when a connection is overdue. Poll it after the connection, in the same task.
+pub(crate) struct Clock {
+    state: Arc<State>,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Clock {
+    pub(crate) fn new(state: Arc<State>) -> Self {
+        let sleep = Box::pin(sleep_until(state.due().0));
+        Self { state, sleep }
+    }
+}
+
+impl Future for Clock {
+    type Output = Overdue;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Overdue> {
+        loop {
+            let (at, what) = self.state.due();
+            if at <= Instant::now() {
+                return Poll::Ready(what);
+            }
+            // A timer that is set too early only looks again; setting it anew at each request would cost more.
+            if at < self.sleep.deadline() || self.sleep.is_elapsed() {
+                self.sleep.as_mut().reset(at);
+            }
+            if self.sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_told_goodbye_after_75_seconds() {
+        let state = State::new(false);
+        let start = Instant::now();
+        assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Idle);
+        assert_eq!(start.elapsed(), IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_has_begun_must_be_whole_in_10_seconds() {
+        let state = State::new(false);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        state.read();
+        let start = Instant::now();
+        tokio::time::advance(Duration::from_secs(4)).await;
+        state.read();
+        assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Slow);
+        assert_eq!(start.elapsed(), HEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_may_take_its_time_and_idleness_starts_anew_after_it() {
+        let state = State::new(true);
+        let busy = state.begin();
+        let mut clock = Clock::new(Arc::clone(&state));
+        assert!(tokio::time::timeout(Duration::from_secs(1_000), &mut clock).await.is_err());
+        drop(busy);
+        let start = Instant::now();
+        assert_eq!(clock.await, Overdue::Idle);
+        assert!(start.elapsed() <= IDLE && start.elapsed() > IDLE - Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_of_its_answer_is_dropped() {
+        let state = State::new(false);
+        let _busy = state.begin();
+        state.wrote(true);
+        let start = Instant::now();
+        assert_eq!(Clock::new(state).await, Overdue::Slow);
+        assert_eq!(start.elapsed(), STALLED);
+    }
+}

@@ -1,0 +1,80 @@
+//! What the proxy serves by right now. New settings make a new `Live`, swapped in whole; requests under way keep the one they began with.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, RwLock},
+};
+
+use rustls::ServerConfig;
+
+use super::{
+    auth::{Authenticator, BadKey, Keys},
+    settings::Settings,
+    tls::{self, TlsError},
+};
+use crate::{
+    route::{Activity, Side, TableError, TableReader},
+    secret::Secret,
+};
+
+/// Settings that cannot be served by.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadSettings {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Key(#[from] BadKey),
+    #[error("no token key: nobody could be let in")]
+    NoKey,
+    #[error("the shared pages: {0}")]
+    Pages(#[from] TableError),
+    #[error("side {0}: it is 0 or 1")]
+    Side(u8),
+}
+
+/// One set of settings in force.
+pub(crate) struct Live {
+    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) auth: Authenticator,
+    pub(crate) routes: TableReader,
+    pub(crate) activity: Activity,
+    pub(crate) instance_secret: Secret,
+    pub(crate) side: Side,
+}
+
+impl Live {
+    /// Checks everything before anything changes.
+    pub(crate) fn new(settings: &Settings, routes: OwnedFd, activity: OwnedFd) -> Result<Self, BadSettings> {
+        if settings.token_keys.is_empty() {
+            return Err(BadSettings::NoKey);
+        }
+        Ok(Self {
+            tls: tls::server_config(&settings.tls_cert_pem, settings.tls_key_pem.expose())?,
+            auth: Authenticator::new(Keys::new(&settings.token_keys)?),
+            routes: TableReader::map(routes)?,
+            activity: Activity::map(activity)?,
+            instance_secret: settings.instance_secret.clone(),
+            side: Side::from_number(settings.side).ok_or(BadSettings::Side(settings.side))?,
+        })
+    }
+}
+
+/// The place where the one in force is found.
+pub(crate) struct Current(RwLock<Arc<Live>>);
+
+impl Current {
+    pub(crate) fn new(live: Live) -> Self {
+        Self(RwLock::new(Arc::new(live)))
+    }
+
+    /// The one in force.
+    pub(crate) fn get(&self) -> Arc<Live> {
+        // Nothing under the lock can panic.
+        Arc::clone(&self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Swaps in another.
+    pub(crate) fn set(&self, live: Live) {
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(live);
+    }
+}

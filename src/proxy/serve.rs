@@ -1,0 +1,219 @@
+//! Accept, TLS, HTTP/1.1 or HTTP/2 by ALPN, and the end of it all.
+
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration};
+
+use http::Request;
+use hyper::{body::Incoming, server::conn::http1, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    connection::{Clock, Overdue, State, Watched},
+    service::{Shared, handle},
+};
+
+/// A TLS handshake takes three packets; a phone on a bad line, some seconds.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Most connections at once: a third of the descriptors that the process asks for, as each may have one to sq as well.
+const MAX_CONNECTIONS: usize = 20_000;
+
+/// Longest head of a request, bytes; sq takes 64 KiB.
+const MAX_HEAD: usize = 32 * 1024;
+
+/// Streams at once on a connection of HTTP/2 (RFC 9113 section 6.5.2 wants at least 100).
+const MAX_STREAMS: u32 = 100;
+
+/// Unread bytes of an upload, per stream and per connection of HTTP/2: enough for 100 Mbit/s over 80 ms.
+const WINDOW: u32 = 1 << 20;
+
+/// Time for the last bytes after a goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// After a failed accept (no descriptor left, say).
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+
+/// How the process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Accept and serve.
+    Serving,
+    /// Accept nothing more, end each connection after what it has asked.
+    Draining,
+    /// Drop whatever is left.
+    Cutting,
+}
+
+/// Everything that faces the network.
+pub(crate) struct Server {
+    shared: Arc<Shared>,
+    phase: watch::Sender<Phase>,
+    room: Arc<Semaphore>,
+    listening: Vec<JoinHandle<()>>,
+    /// Handed back to the next agent.
+    listeners: Vec<std::net::TcpListener>,
+}
+
+impl Server {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let phase = watch::Sender::new(Phase::Serving);
+        Self { shared, phase, room: Arc::new(Semaphore::new(MAX_CONNECTIONS)), listening: Vec::new(), listeners: Vec::new() }
+    }
+
+    /// Accepts on these from now on, and no longer on the former ones. Call it inside the runtime.
+    pub(crate) fn listen(&mut self, listeners: Vec<OwnedFd>) -> io::Result<()> {
+        let listeners: Vec<_> = listeners.into_iter().map(std::net::TcpListener::from).collect();
+        let mut accepting = Vec::with_capacity(listeners.len());
+        for listener in &listeners {
+            listener.set_nonblocking(true)?;
+            accepting.push(TcpListener::from_std(listener.try_clone()?)?);
+        }
+        self.stop_listening();
+        for listener in accepting {
+            self.listening.push(tokio::spawn(accept(listener, Arc::clone(&self.shared), self.phase.subscribe(), Arc::clone(&self.room))));
+        }
+        self.listeners = listeners;
+        Ok(())
+    }
+
+    /// What it listens on.
+    pub(crate) fn listeners(&self) -> &[std::net::TcpListener] {
+        &self.listeners
+    }
+
+    /// What all requests share.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn stop_listening(&mut self) {
+        self.listening.drain(..).for_each(|task| task.abort());
+    }
+
+    /// Ends: accepts nothing more, waits at most `grace` for what is under way, cuts the rest.
+    pub(crate) async fn shut_down(mut self, grace: Duration) {
+        self.stop_listening();
+        self.listeners.clear();
+        self.phase.send_replace(Phase::Draining);
+        if timeout(grace, self.quiet()).await.is_err() {
+            let (connections, in_flight) = self.under_way();
+            tracing::warn!(connections, in_flight, ?grace, "cutting what did not finish in time");
+            self.phase.send_replace(Phase::Cutting);
+            // Long enough for each connection to say whom it cuts.
+            let _ = timeout(Duration::from_secs(1), self.quiet()).await;
+        }
+    }
+
+    fn under_way(&self) -> (usize, u64) {
+        let in_flight = self.shared.in_flight.load(std::sync::atomic::Ordering::Relaxed);
+        (MAX_CONNECTIONS - self.room.available_permits(), in_flight)
+    }
+
+    async fn quiet(&self) {
+        while self.under_way() != (0, 0) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiver<Phase>, room: Arc<Semaphore>) {
+    loop {
+        // Without room the kernel's queue holds them. The semaphore is never closed.
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let (shared, phase) = (Arc::clone(&shared), phase.clone());
+                tokio::spawn(async move {
+                    let _place = place;
+                    connection(stream, peer, shared, phase).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, phase: watch::Receiver<Phase>) {
+    // Only a latency matter.
+    let _ = stream.set_nodelay(true);
+    let acceptor = TlsAcceptor::from(Arc::clone(&shared.live.get().tls));
+    let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await else {
+        tracing::debug!(%peer, "no TLS handshake");
+        return;
+    };
+    let multiplexed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let state = State::new(multiplexed);
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&state)));
+    let for_service = Arc::clone(&state);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answered = handle(Arc::clone(&shared), peer.ip(), Arc::clone(&for_service), request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    if multiplexed {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEAD as u32)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW);
+        drive(builder.serve_connection(io, service), http2::Connection::graceful_shutdown, peer, &state, phase).await;
+    } else {
+        let mut builder = http1::Builder::new();
+        // Times are ours (see `connection`), since hyper counts idleness as a slow head.
+        builder.header_read_timeout(None).max_header_size(MAX_HEAD).half_close(false);
+        drive(builder.serve_connection(io, service), http1::Connection::graceful_shutdown, peer, &state, phase).await;
+    }
+}
+
+/// Drives a connection to its end, or ends it where it is overdue or the process ends.
+async fn drive<C>(connection: C, goodbye: fn(Pin<&mut C>), peer: SocketAddr, state: &Arc<State>, mut phase: watch::Receiver<Phase>)
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    tokio::pin!(connection);
+    let mut clock = Clock::new(Arc::clone(state));
+    let mut last = None;
+    if *phase.borrow_and_update() != Phase::Serving {
+        goodbye(connection.as_mut());
+    }
+    loop {
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%peer, %error, "a connection broke");
+                }
+                return;
+            }
+            overdue = &mut clock, if last.is_none() => {
+                if overdue == Overdue::Slow {
+                    tracing::debug!(%peer, "a client was too slow");
+                    return;
+                }
+                goodbye(connection.as_mut());
+                last = Some(Instant::now() + GOODBYE);
+            }
+            () = sleep_until(last.unwrap_or_else(Instant::now)), if last.is_some() => return,
+            Ok(()) = phase.changed() => match *phase.borrow_and_update() {
+                Phase::Serving => {}
+                Phase::Draining => goodbye(connection.as_mut()),
+                Phase::Cutting => {
+                    tracing::warn!(%peer, requests = state.requests(), "cut");
+                    return;
+                }
+            },
+        }
+    }
+}

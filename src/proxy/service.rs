@@ -1,0 +1,278 @@
+//! The way of one request: classify -> auth -> route -> rate -> body -> park -> lane -> forward -> answer.
+//!
+//! The order matters: nothing is read of a body before its sender is known and within its rate; nothing is held of a tenant's lane while a
+//! body is still coming; and the row is looked at again when the request counts as in flight.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicU64},
+    time::{Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, request::Parts};
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+use super::{
+    access_log::{AccessLog, Entry},
+    answer::{AnswerBody, Held, Streamed},
+    auth::Identity,
+    classify::{Kind, Verdict, classify},
+    clock,
+    connection::State,
+    control::wire::NudgeReason,
+    forward::{Answer, Exchange, Failure, exchange},
+    headers::{self, UpstreamHead},
+    in_flight::InFlight,
+    lane::Width,
+    live::{Current, Live},
+    park::{self, Avoid, Parking},
+    problem::Problem,
+    quota,
+    request_id::{RequestId, RequestIds},
+    tenant::{Tenant, Tenants},
+    track::Track,
+    upload::{self, Share},
+};
+use crate::{
+    desired::TenantId,
+    route::{Admission, Route, RouteLimits},
+};
+
+/// What all requests share.
+pub(crate) struct Shared {
+    pub(crate) live: Current,
+    pub(crate) tenants: Tenants,
+    pub(crate) parking: Arc<Parking>,
+    pub(crate) ids: RequestIds,
+    pub(crate) log: AccessLog,
+    /// To the agent; full or unread means dropped.
+    pub(crate) nudges: mpsc::Sender<(TenantId, NudgeReason)>,
+    /// Bytes of request bodies in memory.
+    pub(crate) body_memory: Arc<AtomicU64>,
+    /// Requests of this process in flight to sq.
+    pub(crate) in_flight: Arc<AtomicU64>,
+}
+
+/// Answers one request, whatever happens.
+pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<State>, request: Request<Incoming>) -> Response<AnswerBody> {
+    let (parts, body) = request.into_parts();
+    let id = shared.ids.of(&parts.headers);
+    let mut track = Track::new(entry(&parts, &id, peer), shared.log.clone(), connection.begin());
+    let mut allowance = None;
+    let served = serve(&shared, &parts, body, &id, peer, &mut track, &mut allowance).await;
+    let (mut response, rest) = match served {
+        Ok(Reply::Local(response)) => (response.map(Bytes::from), None),
+        Ok(Reply::Upstream { answer, held }) => from_sq(answer, held, &id),
+        Err(problem) => {
+            if let Some(entry) = track.entry() {
+                entry.refused = Some(problem.slug());
+            }
+            (problem.response(&id).map(Bytes::from), None)
+        }
+    };
+    if let Some((limits, admission)) = &allowance {
+        quota::describe(response.headers_mut(), limits, admission);
+    }
+    if let Some(entry) = track.entry() {
+        entry.status = response.status().as_u16();
+    }
+    response.map(|first| AnswerBody::new(first, rest, track))
+}
+
+/// An answer, before its body is put in place.
+enum Reply {
+    Local(Response<Vec<u8>>),
+    Upstream { answer: Answer, held: Held },
+}
+
+fn from_sq(answer: Answer, held: Held, id: &RequestId) -> (Response<Bytes>, Option<Streamed>) {
+    let mut response = Response::new(answer.first);
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    headers::every_answer(response.headers_mut(), id);
+    let streamed = answer.rest.map(|rest| Streamed { rest, _held: held });
+    (response, streamed)
+}
+
+fn entry(parts: &Parts, id: &RequestId, peer: IpAddr) -> Entry {
+    Entry {
+        at: SystemTime::now(),
+        request_id: id.clone(),
+        peer,
+        tenant: None,
+        method: parts.method.clone(),
+        uri: parts.uri.clone(),
+        version: parts.version,
+        status: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+        total: std::time::Duration::ZERO,
+        parked: std::time::Duration::ZERO,
+        upstream: std::time::Duration::ZERO,
+        refused: None,
+        cut: false,
+    }
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    parts: &Parts,
+    body: Incoming,
+    id: &RequestId,
+    peer: IpAddr,
+    track: &mut Track,
+    allowance: &mut Option<(RouteLimits, Admission)>,
+) -> Result<Reply, Problem> {
+    let kind = match classify(&parts.method, parts.uri.path()) {
+        Verdict::Forward(kind) => kind,
+        Verdict::Preflight => return Ok(Reply::Local(headers::preflight(id))),
+        Verdict::MethodNotAllowed => return Err(Problem::MethodNotAllowed),
+        Verdict::Favicon => return Err(Problem::NoFavicon),
+    };
+    let live = shared.live.get();
+    let (identity, route) = authorize(&live, parts, track)?;
+    let admission = admit(&live, &route)?;
+    *allowance = Some((route.limits, admission));
+    if let Admission::Refused { retry_after_ns, .. } = admission {
+        return Err(Problem::RateLimited { retry_after_ns });
+    }
+    let mut share = Share::of(&shared.body_memory);
+    let body = upload::read(body, route.limits.body_max, &mut share).await?;
+    if let Some(entry) = track.entry() {
+        entry.bytes_in = body.iter().map(|piece| piece.len() as u64).sum();
+    }
+    let tenant = shared.tenants.at(route.slot).ok_or(Problem::TableBusy)?;
+    let visit = Visit { shared, tenant, parts, id, peer, kind, who: &identity.id };
+    visit.dispatch(route, body, share, track).await
+}
+
+/// Whose request it is, and that they may come in.
+fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(Identity, Route), Problem> {
+    let now = clock::unix_seconds(SystemTime::now());
+    let identity = live.auth.authenticate(&parts.headers, now).map_err(Problem::Unauthorized)?;
+    if let Some(entry) = track.entry() {
+        entry.tenant = Some(identity.id.clone());
+    }
+    let route = look(live, &identity.id)?;
+    identity.not_revoked(route.tokens_valid_after).map_err(Problem::Unauthorized)?;
+    track.belongs_to(live, route.slot);
+    if route.state == crate::route::RouteState::Suspended {
+        return Err(Problem::Suspended);
+    }
+    Ok((identity, route))
+}
+
+/// Counts the request and asks the rate limit.
+fn admit(live: &Live, route: &Route) -> Result<Admission, Problem> {
+    /// Seconds of a UTC day.
+    const DAY: u64 = 86_400;
+    let slot = live.activity.slot(route.slot).ok_or(Problem::TableBusy)?;
+    let now_ns = clock::monotonic_ns();
+    slot.note_request(now_ns, u32::try_from(clock::unix_seconds(SystemTime::now()) / DAY).unwrap_or(u32::MAX));
+    Ok(slot.admit(now_ns, route.limits.interval_ns, route.limits.burst))
+}
+
+fn look(live: &Live, id: &TenantId) -> Result<Route, Problem> {
+    match live.routes.lookup(id.as_str()) {
+        Ok(Some(route)) => Ok(route),
+        Ok(None) => Err(Problem::NoSuchTenant),
+        Err(_) => Err(Problem::TableBusy),
+    }
+}
+
+/// A request that was let in, on its way to its tenant's instance.
+struct Visit<'a> {
+    shared: &'a Arc<Shared>,
+    tenant: &'a Arc<Tenant>,
+    parts: &'a Parts,
+    id: &'a RequestId,
+    peer: IpAddr,
+    kind: Kind,
+    who: &'a TenantId,
+}
+
+impl Visit<'_> {
+    /// Finds a ready instance, waits for a turn and sends the request: again only where nothing of it was acted on.
+    async fn dispatch(&self, mut route: Route, mut body: Vec<Bytes>, mut share: Share, track: &mut Track) -> Result<Reply, Problem> {
+        let mut avoid: Option<Avoid> = None;
+        let mut deadline = None;
+        loop {
+            let waiting = Instant::now();
+            if !park::may_go(&route, avoid.as_ref(), tokio::time::Instant::now())? {
+                let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + park::MAX_WAIT);
+                route = self.park(&route, avoid, deadline).await?;
+            }
+            let width = Width { reads: route.limits.concurrency, queue: route.limits.queue };
+            let turn = self.tenant.lane.enter(self.kind, width, deadline.is_none()).await?;
+            track.parked(waiting.elapsed());
+            let live = self.shared.live.get();
+            let in_flight = InFlight::enter(&live, route.slot, &self.shared.in_flight);
+            // The row may have changed while the request waited for its turn.
+            route = look(&live, self.who)?;
+            if !park::may_go(&route, avoid.as_ref(), tokio::time::Instant::now())? {
+                continue;
+            }
+            let sent = Instant::now();
+            let request = Exchange { port: route.port, head: self.head(&live, &route, &body), body };
+            // A task of its own: when the client goes away, the exchange still ends, and the lane is held until it has.
+            let task = tokio::spawn(async move { (exchange(&request).await, request, Held::new(turn, in_flight), share) });
+            let (result, request, held, kept) = task.await.map_err(|_| Problem::BadAnswer)?;
+            (body, share) = (request.body, kept);
+            if let Some(entry) = track.entry() {
+                entry.upstream += sent.elapsed();
+            }
+            match result {
+                Ok(answer) => {
+                    if let Some(slot) = live.activity.slot(route.slot) {
+                        slot.note_answer(clock::monotonic_ns());
+                    }
+                    return Ok(Reply::Upstream { answer, held });
+                }
+                Err(Failure::Broken) => return Err(Problem::BadAnswer),
+                Err(Failure::TimedOut) => return Err(Problem::UpstreamTimeout),
+                Err(Failure::Refused) => {
+                    self.nudge(NudgeReason::Refused);
+                    avoid = Some(Avoid::refused(&route));
+                }
+                Err(Failure::WrongInstance) => {
+                    self.nudge(NudgeReason::WrongInstance);
+                    avoid = Some(Avoid::wrong(&route));
+                }
+            }
+        }
+    }
+
+    async fn park(&self, route: &Route, avoid: Option<Avoid>, deadline: tokio::time::Instant) -> Result<Route, Problem> {
+        self.nudge(NudgeReason::Parked);
+        let look = || look(&self.shared.live.get(), self.who);
+        self.shared.parking.wait(self.tenant, route.state, avoid, deadline, look).await
+    }
+
+    fn nudge(&self, reason: NudgeReason) {
+        if self.tenant.may_nudge(clock::monotonic_ns()) {
+            // No agent, or a busy one: it looks at everything by itself every few seconds.
+            let _ = self.shared.nudges.try_send((self.who.clone(), reason));
+        }
+    }
+
+    fn head(&self, live: &Live, route: &Route, body: &[Bytes]) -> Vec<u8> {
+        let target = self.parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        let key = self.tenant.instance_key(&live.instance_secret, self.who, route.epoch);
+        let mut head = Vec::with_capacity(512 + target.len());
+        UpstreamHead {
+            method: &self.parts.method,
+            target,
+            port: route.port,
+            content_type: self.parts.headers.get(http::header::CONTENT_TYPE),
+            content_length: body.iter().map(Bytes::len).sum(),
+            instance_key: &key,
+            tenant: self.who.as_str(),
+            peer: self.peer,
+            request_id: self.id,
+        }
+        .write(&mut head);
+        head
+    }
+}

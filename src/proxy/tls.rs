@@ -1,0 +1,69 @@
+//! TLS 1.2 and 1.3 from PEM texts.
+
+use std::sync::Arc;
+
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+
+/// A certificate or key that cannot be served with. No text of the key is in it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    #[error("the certificate file holds no certificate in PEM form")]
+    NoCertificate,
+    #[error("the key file holds no private key in PEM form")]
+    NoKey,
+    #[error("certificate and key do not go together: {0}")]
+    Mismatch(rustls::Error),
+    #[error("no random numbers for session tickets: {0}")]
+    Tickets(rustls::Error),
+}
+
+/// What the proxy serves with. Checks that the key belongs to the certificate.
+pub(crate) fn server_config(cert_pem: &[u8], key_pem: &[u8]) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = CertificateDer::pem_slice_iter(cert_pem).collect::<Result<Vec<_>, _>>().map_err(|_| TlsError::NoCertificate)?;
+    if chain.is_empty() {
+        return Err(TlsError::NoCertificate);
+    }
+    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| TlsError::NoKey)?;
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Mismatch)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(TlsError::Mismatch)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Tickets)?;
+    Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (String, String) {
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        (pair.cert.pem(), pair.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn a_key_that_does_not_match_its_certificate_is_refused_without_being_shown() {
+        let ((cert, key), (_, other)) = (pair(), pair());
+        assert!(server_config(cert.as_bytes(), key.as_bytes()).is_ok());
+        let error = server_config(cert.as_bytes(), other.as_bytes()).unwrap_err();
+        assert!(matches!(error, TlsError::Mismatch(_)));
+        let inner = other.lines().nth(1).unwrap();
+        assert!(!format!("{error:?} {error}").contains(inner));
+    }
+
+    #[test]
+    fn files_that_hold_something_else_are_named() {
+        let (cert, key) = pair();
+        assert!(matches!(server_config(b"", key.as_bytes()), Err(TlsError::NoCertificate)));
+        assert!(matches!(server_config(cert.as_bytes(), b"hello"), Err(TlsError::NoKey)));
+        assert!(matches!(server_config(cert.as_bytes(), cert.as_bytes()), Err(TlsError::NoKey)));
+    }
+}

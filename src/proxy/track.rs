@@ -1,0 +1,86 @@
+//! What follows a request from its first byte to the last byte of its answer, and settles everything when it is dropped: the access log
+//! line, the tenant's counters, the connection's count of requests.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    access_log::{AccessLog, Entry},
+    connection::Busy,
+    live::Live,
+};
+use crate::route::SlotActivity;
+
+/// A request under way.
+pub(crate) struct Track {
+    /// `None` once the line is written.
+    entry: Option<Entry>,
+    log: AccessLog,
+    started: Instant,
+    slot: Option<(Arc<Live>, u32)>,
+    finished: bool,
+    _busy: Busy,
+}
+
+impl Track {
+    pub(crate) fn new(entry: Entry, log: AccessLog, busy: Busy) -> Self {
+        Self { entry: Some(entry), log, started: Instant::now(), slot: None, finished: false, _busy: busy }
+    }
+
+    /// What the line will say, while there is still something to add.
+    pub(crate) fn entry(&mut self) -> Option<&mut Entry> {
+        self.entry.as_mut()
+    }
+
+    /// The request belongs to the tenant in `slot`.
+    pub(crate) fn belongs_to(&mut self, live: &Arc<Live>, slot: u32) {
+        self.slot = Some((Arc::clone(live), slot));
+    }
+
+    /// Bytes of the answer's body went out.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        if let Some(entry) = &mut self.entry {
+            entry.bytes_out += bytes as u64;
+        }
+    }
+
+    /// The request waited so long for its instance or its turn.
+    pub(crate) fn parked(&mut self, time: Duration) {
+        if let Some(entry) = &mut self.entry {
+            entry.parked += time;
+        }
+    }
+
+    /// The answer has reached its end.
+    pub(crate) fn finished(&mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Track {
+    fn drop(&mut self) {
+        let Some(mut entry) = self.entry.take() else {
+            return;
+        };
+        entry.total = self.started.elapsed();
+        entry.cut = !self.finished;
+        if let Some(slot) = self.slot.as_ref().and_then(|(live, slot)| live.activity.slot(*slot)) {
+            settle(slot, &entry);
+        }
+        self.log.log(entry);
+    }
+}
+
+fn settle(slot: &SlotActivity, entry: &Entry) {
+    if entry.bytes_in > 0 {
+        slot.add_bytes_in(entry.bytes_in);
+    }
+    if entry.bytes_out > 0 {
+        slot.add_bytes_out(entry.bytes_out);
+    }
+    if entry.refused.is_some() && entry.status >= 500 {
+        slot.note_error();
+    }
+}
