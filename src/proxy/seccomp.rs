@@ -75,6 +75,7 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_sched_getaffinity,
     libc::SYS_getpid,
     libc::SYS_gettid,
+    libc::SYS_geteuid,
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_sigaltstack,
