@@ -3,4 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod api;
 mod edits;
+mod isolation;
+mod limits;
+mod uploads;
