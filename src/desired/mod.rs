@@ -25,6 +25,7 @@ use std::{
 };
 
 pub use debounce::{Debounce, LONGEST, QUIET};
+pub(crate) use kind::size_text;
 pub use last_good::{SaveError, last_good_path, load_last_good, save_last_good};
 pub use model::*;
 pub use problem::{Place, Problem, Rejected, Related};
