@@ -158,8 +158,7 @@ impl Client {
                 sender.send_request(request).await?
             }
             Http::Two => {
-                let (mut sender, connection) =
-                    hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+                let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
                 tokio::spawn(connection);
                 *request.uri_mut() = format!("https://{}{}", self.address, request.uri()).parse()?;
                 sender.send_request(request).await?

@@ -2,9 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink, time::Duration};
 
-use crate::support::{
-    host::{Host, tenant},
-};
+use crate::support::host::{Host, tenant};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_saved_edit_adds_removes_suspends_resumes_and_changes_the_tier() {

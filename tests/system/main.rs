@@ -3,8 +3,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod agent;
 mod api;
+mod chaos;
+mod commands;
 mod edits;
+mod guard;
 mod isolation;
+mod kills;
 mod limits;
+mod liveness;
 mod uploads;

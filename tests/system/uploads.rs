@@ -67,10 +67,8 @@ async fn an_upload_cut_half_way_leaves_the_old_text() {
 /// Announces `length` bytes, sends `half` and closes the connection in order, as a program that ends early does.
 async fn close_after(user: &User, half: &[u8], length: usize) {
     let mut stream = user.client.connect(Http::One).await.unwrap();
-    let head = format!(
-        "POST {WRITE} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: {length}\r\n\r\n",
-        user.token
-    );
+    let head =
+        format!("POST {WRITE} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: {length}\r\n\r\n", user.token);
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(half).await.unwrap();
     stream.shutdown().await.unwrap();
