@@ -22,6 +22,7 @@ mod watch;
 use std::path::Path;
 
 pub use debounce::{Debounce, LONGEST, QUIET};
+pub(crate) use kind::size_text;
 pub use last_good::{SaveError, last_good_path, load_last_good, save_last_good};
 pub use load::{MAX_FILE, load, load_with_text, load_without_files};
 pub use model::*;

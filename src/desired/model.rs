@@ -102,6 +102,18 @@ impl Rate {
     }
 }
 
+/// As tenants.toml writes it: `100/m`.
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.per_seconds {
+            1 => write!(f, "{}/s", self.count),
+            60 => write!(f, "{}/m", self.count),
+            3_600 => write!(f, "{}/h", self.count),
+            _ => write!(f, "{}/d", self.count),
+        }
+    }
+}
+
 /// Everything a tier limits; a tenant's own keys override its tier's one by one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Limits {

@@ -39,8 +39,14 @@ impl Track {
         self.slot = Some((Arc::clone(live), slot));
     }
 
+    /// The answer comes piece by piece.
+    pub(crate) fn streams(&mut self) {
+        self.busy.stream();
+    }
+
     /// Bytes of the answer's body went out.
     pub(crate) fn sent(&mut self, bytes: usize) {
+        self.busy.progress();
         if let Some(entry) = &mut self.entry {
             entry.bytes_out += bytes as u64;
         }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::plan::Action;
 use crate::{
-    desired::{Desired, Limits, Tenant, TenantId},
+    desired::{Desired, Limits, Tenant, TenantId, size_text},
     observed::{Known, Moment, Observed, Running, State},
 };
 
@@ -138,16 +138,16 @@ fn differences(old: &Tenant, new: &Tenant) -> Vec<String> {
     lines
 }
 
-/// Each limit with its key in tenants.toml and its value in words.
+/// Each limit with its key and its value as tenants.toml writes them, so that a reviewer finds them there.
 fn shown(limits: &Limits) -> [(&'static str, String); 7] {
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".into());
     [
-        ("memory_max", or_none(limits.memory_max.map(|bytes| format!("{} bytes", bytes)))),
+        ("memory_max", or_none(limits.memory_max.map(size_text))),
         ("cpu_quota", or_none(limits.cpu_quota.map(|percent| format!("{percent}%")))),
-        ("rate", or_none(limits.rate.map(|rate| format!("{}/{} s", rate.count, rate.per_seconds)))),
+        ("rate", or_none(limits.rate.map(|rate| rate.to_string()))),
         ("burst", limits.burst.to_string()),
         ("concurrency", limits.concurrency.to_string()),
         ("queue", limits.queue.to_string()),
-        ("body_max", format!("{} bytes", limits.body_max)),
+        ("body_max", size_text(limits.body_max)),
     ]
 }

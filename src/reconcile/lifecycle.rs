@@ -82,6 +82,8 @@ fn why(not_ready: NotReady, port: u16) -> NotStarted {
         NotReady::PortTaken { .. } => NotStarted::PortTaken,
         // sq panics when somebody else holds its port (sq-facts): then this is not its fault.
         NotReady::Exited(_) if matches!(ports::probe_free(port), PortState::Taken { .. }) => NotStarted::PortTaken,
+        // As of any other exit: "crash-looping: exit 101, next try in 8 s" is what people and scripts know.
+        NotReady::Exited(exit) => NotStarted::Failed(exit.to_string()),
         other => NotStarted::Failed(other.to_string()),
     }
 }

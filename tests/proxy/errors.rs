@@ -2,7 +2,10 @@
 
 use http::{Method, StatusCode};
 use sq_agent::route::{RouteLimits, RouteState};
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::Instant,
+};
 
 use super::{
     client::{Http, full, request},
@@ -130,6 +133,27 @@ async fn limits_of_the_row_hold_for_bodies_and_for_the_queue() {
     seen.answer("200 OK", "").await;
     fake.next().await.answer("200 OK", "").await;
     assert_eq!((first.await.unwrap().status, second.await.unwrap().status), (StatusCode::OK, StatusCode::OK));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_all_before_it_reads_still_sees_why_it_was_refused() {
+    let mut small = ready("alice", 0, 1);
+    small.limits.body_max = 1_000;
+    let host = Host::start(&[small]).await;
+    let large = "x".repeat(3_000_000);
+    for (token, status) in [("a.b.c".to_owned(), StatusCode::UNAUTHORIZED), (host.token("alice"), StatusCode::PAYLOAD_TOO_LARGE)] {
+        let mut raw = host.client().raw(b"http/1.1").await.unwrap();
+        let head =
+            format!("POST /api/v2/update HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n", large.len());
+        raw.write_all(head.as_bytes()).await.unwrap();
+        raw.write_all(large.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        raw.read_exact(&mut start).await.unwrap();
+        assert_eq!(start, format!("HTTP/1.1 {}", status.as_u16()).as_bytes());
+        let answer = host.client().ask(Http::Two, request(Method::POST, &token, "/api/v2/update", full(&large))).await;
+        assert_eq!(answer.status, status);
+    }
     host.stop().await;
 }
 

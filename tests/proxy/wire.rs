@@ -183,6 +183,11 @@ async fn a_request_parks_while_its_instance_starts_and_then_succeeds() {
     host.publish(&[ready("alice", 0, fake.port)]).await;
     fake.next().await.answer("200 OK", "here").await;
     assert_eq!(answer.await.unwrap().text(), "here");
+    eventually("the log says how long it waited", async || {
+        let log = host.log("access.log");
+        log.lines().next().is_some_and(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["ms_parked"].as_f64() > Some(0.0))
+    })
+    .await;
     host.stop().await;
 }
 
@@ -291,5 +296,29 @@ async fn a_client_that_asks_before_it_uploads_is_told_to_go_on_only_if_it_may() 
     let mut answer = [0; 12];
     raw.read_exact(&mut answer).await.unwrap();
     assert_eq!(answer, *b"HTTP/1.1 401");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waited_for_its_turn_looks_again_whether_its_instance_is_still_to_be_used() {
+    let (host, fake) = host_with_fake().await;
+    let ask = |target: &'static str| {
+        let (client, token) = (host.client(), host.token("alice"));
+        tokio::spawn(async move { client.post(&token, target, "x").await })
+    };
+    let first = ask("/api/v2/insert?first");
+    let seen = fake.next().await;
+    let second = ask("/api/v2/insert?second");
+    eventually("the second waits for its turn", async || host.activity.slot(0).unwrap().snapshot().requests == 2).await;
+    assert!(fake.is_untouched().await);
+    host.publish(&[row("alice", 0, RouteState::Draining, fake.port, 1)]).await;
+    seen.answer("200 OK", "").await;
+    assert_eq!(first.await.unwrap().status, StatusCode::OK);
+    assert!(fake.is_untouched().await, "a drained instance must get nothing new");
+    host.publish(&[row("alice", 0, RouteState::Ready, fake.port, 2)]).await;
+    let seen = fake.next().await;
+    assert!(seen.head.contains(&host.instance_key("alice", 2)), "{}", seen.head);
+    seen.answer("200 OK", "").await;
+    assert_eq!(second.await.unwrap().status, StatusCode::OK);
     host.stop().await;
 }

@@ -2,6 +2,13 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part of it
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // as in any test; the lint only knows #[test] functions
 
+pub mod client;
+pub mod host;
+pub mod ports;
+pub mod processes;
+pub mod tokens;
+pub mod wanted;
+
 use std::{
     future::Future,
     ops::Deref,

@@ -1,0 +1,174 @@
+//! An HTTPS client that trusts the host's own certificate, for HTTP/1.1 and HTTP/2. Every request has a connection of its own.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// Which HTTP is spoken, by ALPN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Http {
+    /// HTTP/1.1.
+    One,
+    /// HTTP/2.
+    Two,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// Header fields.
+    pub headers: HeaderMap,
+    /// Body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body as text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// A header field, which must be there.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).unwrap_or_else(|| panic!("no {name} in {self:?}")).to_str().unwrap()
+    }
+}
+
+/// A request's body.
+#[derive(Debug, Default)]
+pub struct Upload {
+    pieces: VecDeque<Bytes>,
+    length: Option<u64>,
+    cut: bool,
+}
+
+impl Upload {
+    /// One that says its length.
+    pub fn whole(body: impl Into<Bytes>) -> Self {
+        let body = body.into();
+        Self { length: Some(body.len() as u64), pieces: Some(body).into_iter().filter(|body| !body.is_empty()).collect(), cut: false }
+    }
+
+    /// One that does not: chunked in HTTP/1.1, without content-length in HTTP/2.
+    pub fn pieces(body: &[u8], size: usize) -> Self {
+        Self { pieces: body.chunks(size).map(Bytes::copy_from_slice).collect(), length: None, cut: false }
+    }
+
+    /// The same, and it breaks off after its last piece.
+    pub fn cut(body: &[u8], size: usize) -> Self {
+        Self { cut: true, ..Self::pieces(body, size) }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Poll::Ready(match self.pieces.pop_front() {
+            Some(piece) => Some(Ok(Frame::data(piece))),
+            None if self.cut => Some(Err(io::ErrorKind::BrokenPipe.into())),
+            None => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty() && !self.cut
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// The client.
+#[derive(Clone)]
+pub struct Client {
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+}
+
+/// Why there is no answer.
+pub type Lost = Box<dyn std::error::Error + Send + Sync>;
+
+impl Client {
+    /// For the proxy on `port`, which must show `certificate` (a PEM file).
+    pub fn new(port: u16, certificate: &Path) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(certificate).unwrap()).unwrap();
+        let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        Self { address: (Ipv4Addr::LOCALHOST, port).into(), tls: Arc::new(tls) }
+    }
+
+    /// A TLS connection that offers one protocol only.
+    pub async fn connect(&self, http: Http) -> Result<TlsStream<TcpStream>, Lost> {
+        let stream = TcpStream::connect(self.address).await?;
+        self.tls_over(stream, http).await
+    }
+
+    /// TLS over a connection that stands already.
+    pub async fn tls_over(&self, stream: TcpStream, http: Http) -> Result<TlsStream<TcpStream>, Lost> {
+        let mut tls = ClientConfig::clone(&self.tls);
+        let alpn: &[u8] = if http == Http::One { b"http/1.1" } else { b"h2" };
+        tls.alpn_protocols = vec![alpn.to_vec()];
+        let stream = TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from("localhost")?, stream).await?;
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(alpn));
+        Ok(stream)
+    }
+
+    /// Where it connects to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Sends a request and reads the whole answer.
+    pub async fn send(&self, http: Http, request: Request<Upload>) -> Result<Answer, Lost> {
+        let stream = self.connect(http).await?;
+        self.send_over(stream, http, request).await
+    }
+
+    /// The same, over a connection that stands already.
+    pub async fn send_over(&self, stream: TlsStream<TcpStream>, http: Http, mut request: Request<Upload>) -> Result<Answer, Lost> {
+        let response = match http {
+            Http::One => {
+                let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+                tokio::spawn(connection);
+                let host = self.address.to_string().parse()?;
+                request.headers_mut().insert(http::header::HOST, host);
+                sender.send_request(request).await?
+            }
+            Http::Two => {
+                let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+                tokio::spawn(connection);
+                *request.uri_mut() = format!("https://{}{}", self.address, request.uri()).parse()?;
+                sender.send_request(request).await?
+            }
+        };
+        read(response).await
+    }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Answer, Lost> {
+    let (head, body) = response.into_parts();
+    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: body.collect().await?.to_bytes() })
+}

@@ -1,0 +1,16 @@
+//! The whole system: the real program, real sq, real sockets, real signals. One binary, so that tests that wait run beside each other.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod agent;
+mod api;
+mod chaos;
+mod commands;
+mod edits;
+mod guard;
+mod isolation;
+mod kills;
+mod limits;
+mod liveness;
+mod uploads;
