@@ -1,8 +1,10 @@
 """HAProxy and nginx, started with the configurations in templates/ to do the work of sq-agent's proxy."""
 
 import os
+import socket
 import string
 import subprocess
+import time
 from pathlib import Path
 
 from .agent import free_port
@@ -45,6 +47,17 @@ class Rival:
             start_new_session=True,
             preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
         )
+
+    def wait(self, patience=10):
+        """Waits until it accepts connections."""
+        deadline = time.monotonic() + patience
+        while self.pids():
+            try:
+                return socket.create_connection(("127.0.0.1", self.port)).close()
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    raise Broken(f"{self.name} does not listen after {patience} s") from None
+                time.sleep(0.01)
 
     def pids(self):
         """Every process of it."""
