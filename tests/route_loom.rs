@@ -6,6 +6,8 @@
 //!
 //! Each step of the protocol is then left out, alone, and loom must find the execution in which it is missed.
 
+#![allow(clippy::unwrap_used)] // reason: all of this file is test, also the functions that clippy does not take for one
+
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
@@ -91,8 +93,7 @@ fn explore<S: Steps + 'static>(table: fn() -> Table, publishes: usize, readers: 
         let last = table.generation.load(Ordering::Relaxed);
         assert_eq!(table.read::<S>(1), Some(last), "who has heard of the end sees the last publish at once");
     });
-    let outcomes = outcomes.lock().unwrap().clone();
-    outcomes
+    outcomes.lock().unwrap().clone()
 }
 
 #[test]

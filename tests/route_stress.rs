@@ -3,6 +3,7 @@
 //!
 //! Three seconds by default; `SQ_AGENT_STRESS_SECONDS=600 cargo test --release --test route_stress` for longer.
 #![allow(unsafe_code)] // reason: one test writes where it must not, to see the kernel forbid it
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // reason: all of this file is test, also the functions that clippy does not take for one
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

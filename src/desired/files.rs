@@ -13,8 +13,10 @@ use super::problem::{Finding, Span};
 pub(super) enum Use {
     /// Anyone may read it: a certificate, a public key.
     Public,
-    /// Only its owner may read it.
+    /// Only its owner may read it: a private key, a webhook.
     Secret,
+    /// As [`Use::Secret`], and its strength is its length: an HMAC secret, the admin key.
+    Random,
     /// It is run.
     Program,
 }
@@ -27,6 +29,9 @@ pub(super) struct NamedFile {
     pub(super) purpose: Use,
     pub(super) span: Span,
 }
+
+/// The shortest HMAC secret that RFC 7518 (3.2) allows for HS256, bytes; short ones can be found by trying.
+const MIN_RANDOM: u64 = 32;
 
 /// What is wrong with `files` on this host, now.
 pub(super) fn check(files: &[NamedFile]) -> Vec<Finding> {
@@ -58,19 +63,26 @@ fn fault(path: &Path, purpose: Use) -> Option<(String, String)> {
         Use::Program if mode & 0o111 == 0 => Some(("is not executable".into(), format!("run `chmod 755 {shown}`"))),
         Use::Program => None,
         // Group and others get nothing at all: who may write a secret may choose it.
-        Use::Secret if mode & 0o077 != 0 => {
+        Use::Secret | Use::Random if mode & 0o077 != 0 => {
             Some((format!("is a secret that others than its owner may use (mode {mode:04o})"), format!("run `chmod 600 {shown}`")))
         }
-        Use::Public | Use::Secret => fs::File::open(path).err().and_then(unreadable),
+        Use::Random if meta.len() < MIN_RANDOM => {
+            Some((format!("holds {} bytes, a secret needs {MIN_RANDOM}", meta.len()), format!("make one: {}", openssl(path))))
+        }
+        Use::Public | Use::Secret | Use::Random => fs::File::open(path).err().and_then(unreadable),
     }
 }
 
 fn create(path: &Path, purpose: Use) -> String {
-    let shown = path.display();
     match purpose {
-        Use::Secret => format!("create it with mode 600, or correct the path: (umask 077; openssl rand -base64 48 > {shown})"),
-        Use::Public | Use::Program => "create it, or correct the path".into(),
+        Use::Random => format!("correct the path, or make one: {}", openssl(path)),
+        Use::Secret => "correct the path, or create it with mode 600".into(),
+        Use::Public | Use::Program => "correct the path, or create it".into(),
     }
+}
+
+fn openssl(path: &Path) -> String {
+    format!("(umask 077; openssl rand -base64 48 > {})", path.display())
 }
 
 #[cfg(test)]
@@ -79,7 +91,7 @@ mod tests {
 
     fn file(dir: &tempfile::TempDir, mode: u32) -> PathBuf {
         let path = dir.path().join(format!("f{mode:o}"));
-        fs::write(&path, "secret").unwrap();
+        fs::write(&path, "a secret").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         path
     }
@@ -95,6 +107,16 @@ mod tests {
             assert!(message.contains(&format!("{mode:04o}")) && help.contains("chmod 600 /"), "{message} {help}");
         }
         assert_eq!(fault(&file(&dir, 0o644), Use::Public), None);
+    }
+
+    #[test]
+    fn a_secret_that_could_be_guessed_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(&dir, 0o600);
+        let (message, help) = fault(&path, Use::Random).unwrap();
+        assert!(message.contains("holds 8 bytes") && help.contains("openssl rand"), "{message} {help}");
+        fs::write(&path, [7; 32]).unwrap();
+        assert_eq!(fault(&path, Use::Random), None);
     }
 
     #[test]

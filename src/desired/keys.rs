@@ -121,7 +121,7 @@ pub(crate) static TLS: Section = section("tls", "[proxy.tls]", &[
 pub(crate) static JWT: Section = section("jwt", "[[proxy.jwt]]", &[
     key("kid", Kind::Text, Optional("the key of tokens that name none"), "\"2026-02\"", "key id; no two keys share one"),
     key("alg", Kind::Algorithm, Required, "\"HS256\"", "the one algorithm of this key: HS256, ES256, EdDSA, RS256"),
-    key("secret_file", Kind::Path, Required, "\"/etc/sq-agent/jwt.key\"", "HS256: the secret, mode 0600; else the PEM public key"),
+    key("secret_file", Kind::Path, Required, "\"/etc/sq-agent/jwt.key\"", "HS256: the secret, at least 32 bytes, mode 0600; else the PEM public key"),
     key("iss", Kind::Text, Optional("any issuer"), "\"https://login.example.com\"", "the issuer that tokens must name"),
     key("aud", Kind::Text, Optional("any audience"), "\"sq\"", "the audience that tokens must name"),
 ]);
@@ -161,7 +161,7 @@ pub(crate) static TENANT: Section = Section { name: "tenant", header: "[[tenants
 #[rustfmt::skip]
 pub(crate) static ADMIN: Section = section("admin", "[admin]", &[
     key("listen", Kind::Address, Required, "\"127.0.0.1:3000\"", "TCP address of the admin API and /metrics"),
-    key("key_file", Kind::Path, Required, "\"/etc/sq-agent/admin.key\"", "file with the admin key, mode 0600"),
+    key("key_file", Kind::Path, Required, "\"/etc/sq-agent/admin.key\"", "file with the admin key, at least 32 bytes, mode 0600"),
 ]);
 
 #[rustfmt::skip]

@@ -22,7 +22,7 @@ use std::{
 use aws_lc_rs::digest;
 use toml::de::DeTable;
 
-use super::{Desired, Rejected, absolute, parse_named, settings::hex};
+use super::{Desired, Rejected, load::absolute, parse_named, settings::hex};
 
 /// A copy that could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +218,7 @@ mod tests {
         let good = host.save(ELSEWHERE);
         let foreign = good.state_dir.with_file_name("foreign");
         fs::create_dir(&foreign).unwrap();
-        fs::copy(last_good_path(&good.state_dir), last_good_path(&foreign)).unwrap();
+        fs::write(last_good_path(&foreign), ELSEWHERE.replace("ada", "eve")).unwrap();
         fs::write(&host.file, "[agent]\nstate_dir = \"../foreign\"\nx").unwrap();
         assert_eq!(host.find().unwrap().0, good);
     }

@@ -131,7 +131,7 @@ impl Build<'_> {
                 None => _ = kids.insert(kid.clone(), span),
             }
             let alg = fields.algorithm("alg");
-            let purpose = if alg == Some(Algorithm::HS256) { Use::Secret } else { Use::Public };
+            let purpose = if alg == Some(Algorithm::HS256) { Use::Random } else { Use::Public };
             let secret_file = self.file(fields, "secret_file", purpose);
             if let (Some(alg), Some(secret_file)) = (alg, secret_file) {
                 keys.push(JwtKey { kid, alg, secret_file, iss: fields.text("iss"), aud: fields.text("aud") });
@@ -141,7 +141,7 @@ impl Build<'_> {
     }
 
     fn admin(&mut self, fields: &Fields) -> Option<Admin> {
-        let key_file = self.file(fields, "key_file", Use::Secret);
+        let key_file = self.file(fields, "key_file", Use::Random);
         Some(Admin { listen: fields.address("listen")?, key_file: key_file? })
     }
 

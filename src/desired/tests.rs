@@ -1,6 +1,6 @@
 //! What a tenants.toml means, and how a bad one is answered.
 
-use std::{fmt::Write, fs, os::unix::fs::PermissionsExt, time::Instant};
+use std::{fmt::Write, fs, path::PathBuf, time::Instant};
 
 use proptest::prelude::*;
 
@@ -265,6 +265,8 @@ fn syntax_errors_come_with_the_rest_and_without_their_echoes() {
     let lines: Vec<usize> = found.iter().map(|problem| problem.place.as_ref().unwrap().line).collect();
     assert_eq!(lines, [1, 3, 6], "{found:#?}");
     refused("[agent]\nname = 'a'\nname = 'b'\n", "name", &["duplicate key"]);
+    let (line, ..) = problem("[[tenants]]\nid 'a'\n");
+    assert_eq!(line, 2, "that the tenant has no id is an echo");
 }
 
 #[test]
@@ -355,59 +357,4 @@ fn the_file_at_the_top_and_the_examples_are_good() {
         let desired = load_without_files(&name).unwrap_or_else(|rejected| panic!("{rejected}"));
         assert!(desired.tenants.len() >= 2, "{}", name.display());
     }
-}
-
-#[test]
-fn loading_looks_at_the_files_that_are_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("tenants.toml");
-    let put = |name: &str, mode: u32| {
-        fs::write(dir.path().join(name), "x").unwrap();
-        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
-    };
-    fs::write(&file, "[[proxy.jwt]]\nalg = 'HS256'\nsecret_file = 'hs'\n[[proxy.jwt]]\nkid = 'e'\nalg = 'ES256'\nsecret_file = 'es'\n[proxy.tls]\ncert = 'c'\nkey = 'k'\n\
-        [admin]\nlisten = '127.0.0.1:1'\nkey_file = 'a'\n[alerts.discord]\nwebhook_file = 'd'\n[sq]\nbinary = 'sq'\n").unwrap();
-    let lines = || {
-        load(&file)
-            .map_or_else(|rejected| rejected.problems.iter().map(|problem| problem.place.as_ref().unwrap().line).collect(), |_| vec![])
-    };
-    assert_eq!(lines(), [3, 7, 9, 10, 13, 15, 17], "all are missing");
-    for (name, mode) in [("hs", 0o644), ("es", 0o644), ("c", 0o644), ("k", 0o640), ("a", 0o604), ("d", 0o660), ("sq", 0o644)] {
-        put(name, mode);
-    }
-    assert_eq!(lines(), [3, 10, 13, 15, 17], "those for anyone are good, the secret ones too open");
-    assert!(load(&file).unwrap_err().to_string().contains("run `chmod 600 /"));
-    for (name, mode) in [("hs", 0o600), ("k", 0o600), ("a", 0o600), ("d", 0o600), ("sq", 0o755)] {
-        put(name, mode);
-    }
-    let desired = load(&file).unwrap();
-    assert_eq!(desired.proxy.jwt[0].secret_file, dir.path().canonicalize().unwrap().join("hs"));
-}
-
-#[test]
-fn a_file_that_is_none_says_why() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("t.toml");
-    let says = |file: &Path, part: &str| {
-        let rejected = load(file).unwrap_err();
-        assert!(rejected.to_string().contains(part) && rejected.summary().contains(part), "{rejected}");
-    };
-    says(&file, "no such file");
-    says(dir.path(), "a directory");
-    says(Path::new("/dev/zero"), "not a regular file");
-    fs::write(&file, b"a = 1\nb = \"\xff\"\n").unwrap();
-    says(&file, "line 2 is not UTF-8");
-    fs::File::create(&file).unwrap().set_len(MAX_FILE + 1).unwrap();
-    says(&file, "larger than 16 MiB");
-}
-
-#[test]
-fn paths_start_at_the_directory_of_the_name_not_of_a_symlinks_target() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().canonicalize().unwrap();
-    fs::create_dir(root.join("data")).unwrap();
-    fs::write(root.join("data/t.toml"), "").unwrap();
-    std::os::unix::fs::symlink("data/t.toml", root.join("t.toml")).unwrap();
-    assert_eq!(load(&root.join("t.toml")).unwrap().state_dir, root.join("state"));
-    assert_eq!(load(&root.join("data/t.toml")).unwrap().state_dir, root.join("data/state"));
 }

@@ -3,11 +3,7 @@
 use std::{
     io::{self, BufWriter, Write},
     net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, SystemTime},
 };
@@ -20,6 +16,12 @@ use crate::desired::TenantId;
 
 /// Lines that may wait for the disk, about 4 MB: half a second at 20,000 requests a second.
 const BACKLOG: usize = 10_000;
+
+/// So many lines are written without waiting for more.
+const BATCH: usize = 1_000;
+
+/// A line waits so long for others to be written with it.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Longest path in a line, bytes; sq's paths have about 20.
 const MAX_PATH: usize = 256;
@@ -101,50 +103,97 @@ fn milliseconds(duration: Duration) -> f64 {
 
 /// The way to the log. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct AccessLog {
-    lines: SyncSender<Entry>,
-    dropped: Arc<AtomicU64>,
+pub(crate) struct AccessLog(Arc<Open>);
+
+/// Closes the queue when the last way to it is gone.
+struct Open(Arc<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    entries: Vec<Entry>,
+    dropped: u64,
+    closed: bool,
 }
 
 impl AccessLog {
     /// Starts the thread that writes to `out`. It ends when the last clone is dropped and all is written.
     pub(crate) fn start(out: impl Write + Send + 'static) -> io::Result<(Self, JoinHandle<()>)> {
-        let (lines, receiver) = sync_channel(BACKLOG);
-        let dropped = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&dropped);
-        let thread = thread::Builder::new().name("access-log".into()).spawn(move || write_all(&receiver, &counted, out))?;
-        Ok((Self { lines, dropped }, thread))
+        let queue = Arc::new(Queue::default());
+        let reader = Arc::clone(&queue);
+        let thread = thread::Builder::new().name("access-log".into()).spawn(move || write_all(&reader, out))?;
+        Ok((Self(Arc::new(Open(queue))), thread))
     }
 
     /// Hands a line over, or counts it as dropped.
     pub(crate) fn log(&self, entry: Entry) {
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.lines.try_send(entry) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        let queue = &self.0.0;
+        let mut waiting = queue.lock();
+        if waiting.entries.len() >= BACKLOG {
+            waiting.dropped += 1;
+            return;
+        }
+        waiting.entries.push(entry);
+        // The thread needs a word only for the first line, and when there is much: a wake-up a line would cost more than the line.
+        let wake = waiting.entries.len() == 1 || waiting.entries.len() == BATCH;
+        drop(waiting);
+        if wake {
+            queue.news.notify_one();
         }
     }
 }
 
-fn write_all(lines: &Receiver<Entry>, dropped: &AtomicU64, out: impl Write) {
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.news.notify_one();
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing under the lock can panic.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for lines, and a little longer for more; `None` at the end.
+    fn take(&self) -> Option<(Vec<Entry>, u64)> {
+        let waiting = self.lock();
+        let waiting = self.news.wait_while(waiting, |waiting| waiting.entries.is_empty() && !waiting.closed);
+        let more = |waiting: &mut Waiting| waiting.entries.len() < BATCH && !waiting.closed;
+        let collected = self.news.wait_timeout_while(waiting.unwrap_or_else(PoisonError::into_inner), GATHER, more);
+        let (mut waiting, _) = collected.unwrap_or_else(PoisonError::into_inner);
+        let lines = (std::mem::take(&mut waiting.entries), std::mem::take(&mut waiting.dropped));
+        (!lines.0.is_empty() || lines.1 > 0).then_some(lines)
+    }
+}
+
+fn write_all(queue: &Queue, out: impl Write) {
     let mut out = BufWriter::with_capacity(64 * 1024, out);
-    while let Ok(first) = lines.recv() {
-        let batch = std::iter::once(first).chain(std::iter::from_fn(|| lines.try_recv().ok()));
-        for entry in batch {
+    let mut lost = 0;
+    while let Some((entries, dropped)) = queue.take() {
+        lost += dropped;
+        for entry in &entries {
             if entry.write(&mut out).is_err() {
-                dropped.fetch_add(1, Ordering::Relaxed);
+                lost += 1;
             }
         }
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        let told = if lost > 0 { writeln!(out, "{{\"dropped_lines\":{lost}}}") } else { Ok(()) };
-        if told.and_then(|()| out.flush()).is_err() {
-            // The disk is full, say. What is in the buffer is tried again with the next line.
-            dropped.fetch_add(lost, Ordering::Relaxed);
+        // When the disk is full, say, what is in the buffer is tried again with the next lines, and so is this.
+        if lost > 0 && writeln!(out, "{{\"dropped_lines\":{lost}}}").is_ok() {
+            lost = 0;
         }
+        let _ = out.flush();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, mpsc};
+    use std::sync::mpsc;
 
     use super::*;
 

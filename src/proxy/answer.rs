@@ -45,7 +45,9 @@ impl Held {
 
 impl AnswerBody {
     pub(crate) fn new(first: Bytes, rest: Option<Streamed>, mut track: Track) -> Self {
-        if first.is_empty() && rest.is_none() {
+        if rest.is_some() {
+            track.streams();
+        } else if first.is_empty() {
             track.finished();
         }
         Self { first: Some(first).filter(|first| !first.is_empty()), rest, track }

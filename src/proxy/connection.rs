@@ -21,7 +21,7 @@ use tokio::{
 const HEAD: Duration = Duration::from_secs(10);
 /// A connection may be idle so long: as long as nginx's.
 const IDLE: Duration = Duration::from_secs(75);
-/// A client may take nothing of its answer for so long: sq itself gives up after 32 s.
+/// A client may take nothing of its answers for so long: sq itself gives up after 32 s.
 const STALLED: Duration = Duration::from_secs(30);
 
 /// What is known of a connection. Times are milliseconds since its start.
@@ -31,9 +31,12 @@ pub(crate) struct State {
     /// HTTP/2 has frames that belong to no request, so bytes do not mean that a head has begun.
     multiplexed: bool,
     requests: AtomicU32,
+    /// Those whose answers are long enough to be passed on piece by piece. Each holds a place in its tenant's lane meanwhile.
+    streaming: AtomicU32,
     in_head: AtomicBool,
     blocked: AtomicBool,
-    /// Since when it is idle, in a head, or blocked.
+    cut: AtomicBool,
+    /// Since when it is idle, in a head, or blocked; or the last piece of an answer.
     since: AtomicU64,
 }
 
@@ -47,7 +50,10 @@ pub(crate) enum Overdue {
 }
 
 /// A request on a connection; dropping it ends it.
-pub(crate) struct Busy(Arc<State>);
+pub(crate) struct Busy {
+    state: Arc<State>,
+    streams: bool,
+}
 
 impl State {
     pub(crate) fn new(multiplexed: bool) -> Arc<Self> {
@@ -55,8 +61,10 @@ impl State {
             start: Instant::now(),
             multiplexed,
             requests: AtomicU32::new(0),
+            streaming: AtomicU32::new(0),
             in_head: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
             since: AtomicU64::new(0),
         })
     }
@@ -65,12 +73,17 @@ impl State {
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.in_head.store(false, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        Busy { state: Arc::clone(self), streams: false }
     }
 
     /// Requests whose answers have not ended.
     pub(crate) fn requests(&self) -> u32 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The process ends before the connection has: each request on it will say so.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
     }
 
     fn touch(&self) {
@@ -91,7 +104,8 @@ impl State {
 
     /// When to look again, and what is due then.
     fn due(&self) -> (Instant, Overdue) {
-        let (limit, what) = if self.blocked.load(Ordering::Relaxed) {
+        let stalled = self.blocked.load(Ordering::Relaxed) || self.streaming.load(Ordering::Relaxed) > 0;
+        let (limit, what) = if stalled {
             (STALLED, Overdue::Slow)
         } else if self.requests() > 0 {
             return (Instant::now() + IDLE, Overdue::Idle);
@@ -104,10 +118,35 @@ impl State {
     }
 }
 
+impl Busy {
+    /// The answer comes piece by piece from here on.
+    pub(crate) fn stream(&mut self) {
+        if !std::mem::replace(&mut self.streams, true) {
+            self.state.touch();
+            self.state.streaming.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The client took a piece of the answer.
+    pub(crate) fn progress(&self) {
+        if self.streams {
+            self.state.touch();
+        }
+    }
+
+    /// Whether the process cuts this request.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.state.cut.load(Ordering::Relaxed)
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
-        if self.0.requests.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.touch();
+        if self.streams {
+            self.state.streaming.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.state.requests.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.state.touch();
         }
     }
 }
@@ -240,5 +279,19 @@ mod tests {
         let start = Instant::now();
         assert_eq!(Clock::new(state).await, Overdue::Slow);
         assert_eq!(start.elapsed(), STALLED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_of_which_no_piece_is_taken_ends_even_on_a_connection_that_is_not_blocked() {
+        let state = State::new(true);
+        let mut busy = state.begin();
+        busy.stream();
+        tokio::time::advance(STALLED / 2).await;
+        busy.progress();
+        let start = Instant::now();
+        assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Slow);
+        assert_eq!(start.elapsed(), STALLED);
+        drop(busy);
+        assert_eq!(state.due().1, Overdue::Idle);
     }
 }

@@ -74,8 +74,6 @@ pub(crate) async fn exchange(request: &Exchange) -> Result<Answer, Failure> {
         Ok(Ok(stream)) => stream,
         Ok(Err(_)) | Err(_) => return Err(Failure::Refused),
     };
-    // Only a latency matter: the request is one or two writes.
-    let _ = stream.set_nodelay(true);
     timeout(ANSWER_TIMEOUT, talk(stream, request)).await.map_err(|_| Failure::TimedOut)?
 }
 
@@ -132,6 +130,8 @@ async fn write_request(stream: &mut TcpStream, request: &Exchange) -> io::Result
         request.body.iter().for_each(|piece| whole.extend_from_slice(piece));
         return stream.write_all(&whole).await;
     }
+    // Several writes must not wait for each other's acknowledgement; a single one never does.
+    stream.set_nodelay(true)?;
     stream.write_all(&request.head).await?;
     for piece in &request.body {
         stream.write_all(piece).await?;

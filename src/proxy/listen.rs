@@ -51,10 +51,20 @@ pub(crate) async fn listeners(state_dir: &Path, addresses: &[SocketAddr]) -> Res
         let mine = held.iter().position(|listener| listener.local_addr().is_ok_and(|local| local == address));
         listeners.push(match mine {
             Some(at) => held.swap_remove(at),
-            None => TcpListener::bind(address).map_err(|source| ListenError { address, source })?,
+            None => bind(address).map_err(|source| ListenError { address, source })?,
         });
     }
     Ok(listeners)
+}
+
+/// The standard library asks for a queue of 128; while a proxy is replaced everybody waits in it. The kernel caps this at
+/// net.core.somaxconn, 4,096 by default.
+const BACKLOG: i32 = 4_096;
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
 }
 
 /// What a living proxy listens on; nothing where there is none.

@@ -6,6 +6,7 @@
 
 mod access_log;
 mod answer;
+mod attached;
 mod auth;
 mod classify;
 mod clock;

@@ -91,7 +91,7 @@ pub fn run() -> Result<(), ProxyError> {
         .enable_all()
         .build()
         .map_err(doing("start its threads"))?;
-    runtime.block_on(serve(control, first, owner, log))?;
+    runtime.block_on(serve(control, first, Given { owner, descriptors, log }))?;
     // Dropping the runtime drops the last handles of the log; then all lines are written.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let _ = log_thread.join();
@@ -173,7 +173,15 @@ fn is_owner(stream: &impl AsFd, owner: u32) -> bool {
     peer == Ok(owner)
 }
 
-async fn serve(control: StdUnixListener, first: First, owner: u32, log: AccessLog) -> Result<(), ProxyError> {
+/// What the process was found with at its start.
+struct Given {
+    /// The user whose agent may command it.
+    owner: u32,
+    descriptors: u64,
+    log: AccessLog,
+}
+
+async fn serve(control: StdUnixListener, first: First, given: Given) -> Result<(), ProxyError> {
     let (nudges, mut nudged) = mpsc::channel(NUDGES);
     let mut prefix = [0; 8];
     getrandom::fill(&mut prefix).map_err(|error| ProxyError::Io { doing: "get random numbers", source: io::Error::other(error) })?;
@@ -182,14 +190,14 @@ async fn serve(control: StdUnixListener, first: First, owner: u32, log: AccessLo
         tenants: Tenants::new(),
         parking: Arc::new(Parking::new()),
         ids: RequestIds::new(u64::from_le_bytes(prefix)),
-        log,
+        log: given.log,
         nudges,
         body_memory: Arc::new(AtomicU64::new(0)),
         in_flight: Arc::new(AtomicU64::new(0)),
     });
     let for_ticker = Arc::clone(&shared);
     let ticker = tokio::spawn(Arc::clone(&shared.parking).tick(move || for_ticker.live.get().routes.generation()));
-    let mut server = Server::new(shared);
+    let mut server = Server::new(shared, given.descriptors);
     server.listen(first.listeners).map_err(doing("listen"))?;
 
     control.set_nonblocking(true).map_err(doing("set up the control socket"))?;
@@ -205,7 +213,7 @@ async fn serve(control: StdUnixListener, first: First, owner: u32, log: AccessLo
             Ok(None) => tracing::info!("the agent is gone; serving goes on"),
             Err(error) => tracing::warn!(%error, "the agent is lost; serving goes on"),
         }
-        agent.stream = next_agent(&control, owner, &mut nudged).await;
+        agent.stream = next_agent(&control, given.owner, &mut nudged).await;
         agent.decoder = Decoder::default();
         let listeners: Vec<_> = server.listeners().iter().map(AsFd::as_fd).collect();
         if let Err(error) = send(&agent.stream, &hello(Some(agent.side), listeners.len()), &listeners).await {

@@ -24,9 +24,15 @@ fn step<T, E: ToString>(what: &'static str, result: Result<T, E>) -> Result<T, S
     result.map_err(|error| SandboxError::Step { what, why: error.to_string() })
 }
 
-/// As many descriptors as the host permits: a connection of a client may have one to sq beside it.
+/// Descriptors for 20,000 connections, each with one to sq beside it, and then some.
+const DESCRIPTORS: u64 = 50_000;
+
+/// Raises the limit of descriptors, as far as the host permits. Returns what it is then.
 pub(crate) fn raise_descriptor_limit() -> Result<u64, SandboxError> {
     let (_, most) = step("read RLIMIT_NOFILE", getrlimit(Resource::RLIMIT_NOFILE))?;
+    if most < DESCRIPTORS && setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).is_ok() {
+        return Ok(DESCRIPTORS);
+    }
     step("raise RLIMIT_NOFILE", setrlimit(Resource::RLIMIT_NOFILE, most, most))?;
     Ok(most)
 }

@@ -21,8 +21,11 @@ use super::{
 /// A TLS handshake takes three packets; a phone on a bad line, some seconds.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Most connections at once: a third of the descriptors that the process asks for, as each may have one to sq as well.
-const MAX_CONNECTIONS: usize = 20_000;
+/// Most connections at once, where there are descriptors for them.
+const MAX_CONNECTIONS: u64 = 20_000;
+
+/// Descriptors that are not connections: logs, pages, listeners, the runtime's own.
+const OTHER_DESCRIPTORS: u64 = 100;
 
 /// Longest head of a request, bytes; sq takes 64 KiB.
 const MAX_HEAD: usize = 32 * 1024;
@@ -55,15 +58,19 @@ pub(crate) struct Server {
     shared: Arc<Shared>,
     phase: watch::Sender<Phase>,
     room: Arc<Semaphore>,
+    /// What `room` holds when nobody is connected.
+    seats: usize,
     listening: Vec<JoinHandle<()>>,
     /// Handed back to the next agent.
     listeners: Vec<std::net::TcpListener>,
 }
 
 impl Server {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let phase = watch::Sender::new(Phase::Serving);
-        Self { shared, phase, room: Arc::new(Semaphore::new(MAX_CONNECTIONS)), listening: Vec::new(), listeners: Vec::new() }
+    /// Each connection may need two of the process's `descriptors`: its own, and one to sq.
+    pub(crate) fn new(shared: Arc<Shared>, descriptors: u64) -> Self {
+        let seats = (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, MAX_CONNECTIONS) as usize;
+        let room = Arc::new(Semaphore::new(seats));
+        Self { shared, phase: watch::Sender::new(Phase::Serving), room, seats, listening: Vec::new(), listeners: Vec::new() }
     }
 
     /// Accepts on these from now on, and no longer on the former ones. Call it inside the runtime.
@@ -112,7 +119,7 @@ impl Server {
 
     fn under_way(&self) -> (usize, u64) {
         let in_flight = self.shared.in_flight.load(std::sync::atomic::Ordering::Relaxed);
-        (MAX_CONNECTIONS - self.room.available_permits(), in_flight)
+        (self.seats - self.room.available_permits(), in_flight)
     }
 
     async fn quiet(&self) {
@@ -210,7 +217,7 @@ where
                 Phase::Serving => {}
                 Phase::Draining => goodbye(connection.as_mut()),
                 Phase::Cutting => {
-                    tracing::warn!(%peer, requests = state.requests(), "cut");
+                    state.cut();
                     return;
                 }
             },

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tokio::sync::mpsc;
 
 use super::{
@@ -25,7 +25,7 @@ use super::{
     forward::{Answer, Exchange, Failure, exchange},
     headers::{self, UpstreamHead},
     in_flight::InFlight,
-    lane::Width,
+    lane::{Turn, Width},
     live::{Current, Live},
     park::{self, Avoid, Parking},
     problem::Problem,
@@ -57,11 +57,11 @@ pub(crate) struct Shared {
 
 /// Answers one request, whatever happens.
 pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<State>, request: Request<Incoming>) -> Response<AnswerBody> {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let id = shared.ids.of(&parts.headers);
     let mut track = Track::new(entry(&parts, &id, peer), shared.log.clone(), connection.begin());
     let mut allowance = None;
-    let served = serve(&shared, &parts, body, &id, peer, &mut track, &mut allowance).await;
+    let served = serve(&shared, &parts, &mut body, &id, peer, &mut track, &mut allowance).await;
     let (mut response, rest) = match served {
         Ok(Reply::Local(response)) => (response.map(Bytes::from), None),
         Ok(Reply::Upstream { answer, held }) => from_sq(answer, held, &id),
@@ -69,6 +69,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<St
             if let Some(entry) = track.entry() {
                 entry.refused = Some(problem.slug());
             }
+            let_finish(problem, &parts, body, &connection);
             (problem.response(&id).map(Bytes::from), None)
         }
     };
@@ -79,6 +80,18 @@ pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<St
         entry.status = response.status().as_u16();
     }
     response.map(|first| AnswerBody::new(first, rest, track))
+}
+
+/// Lets a refused client send its body to the end, beside the answer. Not one that asked first (`Expect`): reading would invite it to send.
+fn let_finish(problem: Problem, parts: &Parts, body: Incoming, connection: &Arc<State>) {
+    let hopeless = matches!(problem, Problem::BodyTooSlow | Problem::BodyCut);
+    if !hopeless && !body.is_end_stream() && !parts.headers.contains_key(http::header::EXPECT) {
+        let busy = connection.begin();
+        tokio::spawn(async move {
+            upload::discard(body).await;
+            drop(busy);
+        });
+    }
 }
 
 /// An answer, before its body is put in place.
@@ -119,7 +132,7 @@ fn entry(parts: &Parts, id: &RequestId, peer: IpAddr) -> Entry {
 async fn serve(
     shared: &Arc<Shared>,
     parts: &Parts,
-    body: Incoming,
+    body: &mut Incoming,
     id: &RequestId,
     peer: IpAddr,
     track: &mut Track,
@@ -182,6 +195,9 @@ fn look(live: &Live, id: &TenantId) -> Result<Route, Problem> {
     }
 }
 
+/// How an exchange ended, and all that went into it.
+type Sent = (Result<Answer, Failure>, Exchange, Held, Share);
+
 /// A request that was let in, on its way to its tenant's instance.
 struct Visit<'a> {
     shared: &'a Arc<Shared>,
@@ -200,13 +216,9 @@ impl Visit<'_> {
         let mut deadline = None;
         loop {
             let waiting = Instant::now();
-            if !park::may_go(&route, avoid.as_ref(), tokio::time::Instant::now())? {
-                let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + park::MAX_WAIT);
-                route = self.park(&route, avoid, deadline).await?;
-            }
-            let width = Width { reads: route.limits.concurrency, queue: route.limits.queue };
-            let turn = self.tenant.lane.enter(self.kind, width, deadline.is_none()).await?;
+            let turn = self.turn(&mut route, avoid.as_ref(), &mut deadline).await;
             track.parked(waiting.elapsed());
+            let turn = turn?;
             let live = self.shared.live.get();
             let in_flight = InFlight::enter(&live, route.slot, &self.shared.in_flight);
             // The row may have changed while the request waited for its turn.
@@ -216,9 +228,7 @@ impl Visit<'_> {
             }
             let sent = Instant::now();
             let request = Exchange { port: route.port, head: self.head(&live, &route, &body), body };
-            // A task of its own: when the client goes away, the exchange still ends, and the lane is held until it has.
-            let task = tokio::spawn(async move { (exchange(&request).await, request, Held::new(turn, in_flight), share) });
-            let (result, request, held, kept) = task.await.map_err(|_| Problem::BadAnswer)?;
+            let (result, request, held, kept) = self.send(request, Held::new(turn, in_flight), share).await?;
             (body, share) = (request.body, kept);
             if let Some(entry) = track.entry() {
                 entry.upstream += sent.elapsed();
@@ -244,10 +254,27 @@ impl Visit<'_> {
         }
     }
 
-    async fn park(&self, route: &Route, avoid: Option<Avoid>, deadline: tokio::time::Instant) -> Result<Route, Problem> {
-        self.nudge(NudgeReason::Parked);
-        let look = || look(&self.shared.live.get(), self.who);
-        self.shared.parking.wait(self.tenant, route.state, avoid, deadline, look).await
+    /// Waits for an instance that is ready, then for a turn in the lane. `deadline` is set by the first wait for an instance, and is for all of them.
+    async fn turn(&self, route: &mut Route, avoid: Option<&Avoid>, deadline: &mut Option<tokio::time::Instant>) -> Result<Turn, Problem> {
+        let now = tokio::time::Instant::now();
+        if !park::may_go(route, avoid, now)? {
+            let deadline = *deadline.get_or_insert(now + park::MAX_WAIT);
+            self.nudge(NudgeReason::Parked);
+            let look = || look(&self.shared.live.get(), self.who);
+            *route = self.shared.parking.wait(self.tenant, route.state, avoid.copied(), deadline, look).await?;
+        }
+        let width = Width { reads: route.limits.concurrency, queue: route.limits.queue };
+        self.tenant.lane.enter(self.kind, width, deadline.is_none()).await
+    }
+
+    /// Sends a request. A write is a task of its own: when its client goes away, the exchange still ends, and the lane is held until it has. A
+    /// read may as well end with its client, which spares the task.
+    async fn send(&self, request: Exchange, held: Held, share: Share) -> Result<Sent, Problem> {
+        let sending = async move { (exchange(&request).await, request, held, share) };
+        match self.kind {
+            Kind::Read => Ok(sending.await),
+            Kind::Mutation => tokio::spawn(sending).await.map_err(|_| Problem::BadAnswer),
+        }
     }
 
     fn nudge(&self, reason: NudgeReason) {

@@ -18,9 +18,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{
-    io::unix::AsyncFd,
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -28,9 +26,10 @@ use tokio::{
 };
 
 use super::{
+    attached::{GREETING, Proxy, SupervisorError, io_error},
     control::{
-        socket::{ControlError, receive, send},
-        wire::{Decoder, NudgeReason, ToAgent, ToProxy},
+        socket::{receive, send},
+        wire::{NudgeReason, ToAgent, ToProxy},
     },
     listen::{ListenError, control_path, listeners},
     settings::Settings,
@@ -38,7 +37,7 @@ use super::{
 use crate::{
     desired::TenantId,
     route::{Activity, Side},
-    sys, telemetry,
+    telemetry,
 };
 
 /// First and longest pause before a new start. The very first new start comes at once.
@@ -47,8 +46,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 /// A proxy that lived so long starts with a clean slate.
 const STABLE: Duration = Duration::from_secs(60);
 
-/// A proxy greets within milliseconds; a stuck one is replaced.
-const GREETING: Duration = Duration::from_secs(10);
+/// For a proxy with which no conversation is possible.
+const LAST_GRACE: Duration = Duration::from_secs(10);
 
 /// All of the agent's environment that the proxy sees: how to log.
 const LOGGING: [&str; 2] = [telemetry::FILTER_VARIABLE, telemetry::FORMAT_VARIABLE];
@@ -103,21 +102,6 @@ pub enum ProxyEvent {
         /// In words for the operator.
         why: String,
     },
-}
-
-/// A proxy that cannot be started or spoken to.
-#[derive(Debug, thiserror::Error)]
-enum SupervisorError {
-    #[error("cannot {doing} {}: {source}", path.display())]
-    Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    #[error("the proxy did not greet within 10 s")]
-    Mute,
-    #[error("cannot share the activity page: {0}")]
-    Activity(#[from] crate::route::TableError),
-    #[error("the proxy's socket belongs to user {0}")]
-    Stranger(u32),
 }
 
 /// Holds a running supervisor.
@@ -177,8 +161,8 @@ impl Supervisor {
                     Ok(End::Stopped) => return,
                     Ok(End::Gone) => proxy.wait_for_end().await,
                     Err(error) => {
-                        proxy.kill();
-                        format!("{error}; {}", proxy.wait_for_end().await)
+                        // A conversation that broke: most often the proxy is dead. One that is not still serves somebody.
+                        format!("{error}; {}", proxy.end(LAST_GRACE).await)
                     }
                 },
                 Err(error) => error.to_string(),
@@ -199,9 +183,12 @@ impl Supervisor {
     async fn attach(&mut self) -> Result<Proxy, SupervisorError> {
         let path = control_path(&self.config.state_dir);
         if let Ok(stream) = UnixStream::connect(&path).await {
-            match Proxy::greet(stream, None).await {
+            match Proxy::adopt(stream).await {
                 Ok(proxy) => return Ok(proxy),
-                Err(error) => tracing::warn!(%error, "a proxy holds the socket but does not answer; starting another"),
+                Err(error) => {
+                    tracing::warn!(%error, "a proxy holds the socket but cannot be adopted; it is sent away and another one started");
+                    send_away(&path).await;
+                }
             }
         }
         self.config.activity.slots().iter().for_each(|slot| {
@@ -209,8 +196,7 @@ impl Supervisor {
             slot.clear_side(Side::B);
         });
         let child = self.spawn(&path)?;
-        let stream = UnixStream::connect(&path).await.map_err(io_error("connect to", &path))?;
-        Proxy::greet(stream, Some(child)).await
+        Proxy::born(&path, &self.config.state_dir.join("proxy.log"), child).await
     }
 
     fn spawn(&self, path: &Path) -> Result<Child, SupervisorError> {
@@ -274,7 +260,10 @@ impl Supervisor {
                 self.tell(ProxyEvent::Up { pid: proxy.pid, side: proxy.side, adopted: proxy.child.is_none() }).await;
             }
             ToAgent::Refused { why, .. } => self.tell(ProxyEvent::Refused { why }).await,
-            ToAgent::Nudge { id, reason } => self.tell(ProxyEvent::Nudge { id, reason }).await,
+            ToAgent::Nudge { id, reason } => {
+                // A busy agent looks at everything by itself soon; the proxy must not wait for it.
+                let _ = self.config.events.try_send(ProxyEvent::Nudge { id, reason });
+            }
             ToAgent::Hello { .. } => {}
         }
     }
@@ -285,8 +274,13 @@ impl Supervisor {
     }
 }
 
-fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SupervisorError {
-    move |source| SupervisorError::Io { doing, path: path.to_owned(), source }
+/// Asks a proxy that cannot be adopted (of another version, say) to end after what it has in flight. These words must never change.
+async fn send_away(path: &Path) {
+    const GRACE_MS: u64 = 30_000;
+    if let Ok(stream) = UnixStream::connect(path).await {
+        // One that does not listen cannot be helped; it accepts nothing either.
+        let _ = timeout(GREETING, send(&stream, &ToProxy::Shutdown { grace_ms: GRACE_MS }, &[])).await;
+    }
 }
 
 /// A socket at `path` for this user alone, in place of whatever stood there.
@@ -306,81 +300,4 @@ enum End {
     Stopped,
     /// The proxy closed the conversation: it is dead or dying.
     Gone,
-}
-
-/// A proxy that has greeted.
-struct Proxy {
-    stream: UnixStream,
-    decoder: Decoder,
-    pid: u32,
-    side: Side,
-    /// Follows the process, whoever's child it is.
-    pidfd: AsyncFd<OwnedFd>,
-    /// `None`: adopted.
-    child: Option<Child>,
-    up: bool,
-}
-
-impl Proxy {
-    async fn greet(stream: UnixStream, child: Option<Child>) -> Result<Self, SupervisorError> {
-        let mut child = child;
-        let greeted = Self::greeting(stream, &mut child).await;
-        if let (Err(_), Some(mut child)) = (&greeted, child) {
-            // A new one that does not greet is of no use. It is our child and not yet reaped, so its pid is its own.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        greeted
-    }
-
-    async fn greeting(stream: UnixStream, child: &mut Option<Child>) -> Result<Self, SupervisorError> {
-        let path = Path::new("the control socket");
-        // What a connecting side sees here is who called listen(): the agent that started this proxy.
-        let owner = stream.peer_cred().map_err(io_error("look behind", path))?.uid();
-        if owner != rustix::process::geteuid().as_raw() {
-            return Err(SupervisorError::Stranger(owner));
-        }
-        let mut decoder = Decoder::default();
-        let hello = timeout(GREETING, receive::<ToAgent>(&stream, &mut decoder)).await.map_err(|_| SupervisorError::Mute)??;
-        let Some(ToAgent::Hello { pid, side, listeners, .. }) = hello else {
-            return Err(SupervisorError::Mute);
-        };
-        // The agent has its listeners already; these copies are closed.
-        decoder.descriptors(listeners).map_err(ControlError::from)?;
-        let of = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(SupervisorError::Mute)?;
-        let pidfd = pidfd_open(of, PidfdFlags::NONBLOCK).map_err(io::Error::from).map_err(io_error("follow", path))?;
-        let pidfd = sys::watch_readable(pidfd).map_err(io_error("follow", path))?;
-        let side = side.and_then(Side::from_number).unwrap_or(Side::A);
-        Ok(Self { stream, decoder, pid, side, pidfd, child: child.take(), up: false })
-    }
-
-    /// Asks it to end within `grace`, and makes it end a little later.
-    async fn end(&mut self, grace: Duration) {
-        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        // A dead one hears nothing, and the wait below sees its end.
-        let _ = send(&self.stream, &ToProxy::Shutdown { grace_ms }, &[]).await;
-        if timeout(grace + Duration::from_secs(3), self.pidfd.readable()).await.is_err() {
-            tracing::warn!(pid = self.pid, "the proxy did not end in time and is killed");
-            self.kill();
-        }
-        self.wait_for_end().await;
-    }
-
-    fn kill(&self) {
-        // By descriptor, so never a stranger who got the number.
-        let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
-    }
-
-    /// Waits until the process is gone, and says how it went. One that closed its conversation but lives on for long is killed.
-    async fn wait_for_end(&mut self) -> String {
-        if timeout(Duration::from_secs(5), self.pidfd.readable()).await.is_err() {
-            self.kill();
-            let _ = self.pidfd.readable().await;
-        }
-        match self.child.as_mut().map(Child::wait) {
-            Some(Ok(status)) => status.to_string(),
-            Some(Err(error)) => format!("its end is unknown: {error}"),
-            None => "it ended; an adopted process leaves no status".to_owned(),
-        }
-    }
 }

@@ -21,12 +21,12 @@ pub(crate) struct Track {
     started: Instant,
     slot: Option<(Arc<Live>, u32)>,
     finished: bool,
-    _busy: Busy,
+    busy: Busy,
 }
 
 impl Track {
     pub(crate) fn new(entry: Entry, log: AccessLog, busy: Busy) -> Self {
-        Self { entry: Some(entry), log, started: Instant::now(), slot: None, finished: false, _busy: busy }
+        Self { entry: Some(entry), log, started: Instant::now(), slot: None, finished: false, busy }
     }
 
     /// What the line will say, while there is still something to add.
@@ -39,8 +39,14 @@ impl Track {
         self.slot = Some((Arc::clone(live), slot));
     }
 
+    /// The answer comes piece by piece.
+    pub(crate) fn streams(&mut self) {
+        self.busy.stream();
+    }
+
     /// Bytes of the answer's body went out.
     pub(crate) fn sent(&mut self, bytes: usize) {
+        self.busy.progress();
         if let Some(entry) = &mut self.entry {
             entry.bytes_out += bytes as u64;
         }
@@ -66,6 +72,10 @@ impl Drop for Track {
         };
         entry.total = self.started.elapsed();
         entry.cut = !self.finished;
+        if entry.cut && self.busy.is_cut() {
+            let tenant = entry.tenant.as_ref().map(ToString::to_string);
+            tracing::warn!(tenant, request_id = entry.request_id.as_str(), path = entry.uri.path(), "cut: it did not finish in time");
+        }
         if let Some(slot) = self.slot.as_ref().and_then(|(live, slot)| live.activity.slot(*slot)) {
             settle(slot, &entry);
         }

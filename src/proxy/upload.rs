@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::problem::Problem;
 
@@ -23,6 +23,12 @@ const MIN_RATE: u64 = 1_024;
 
 /// Memory for bodies of all tenants together, bytes: eight of the largest that sq takes (64 MiB).
 const MEMORY: u64 = 512 << 20;
+
+/// Most that is read of a refused body, bytes: the largest that could ever be accepted.
+const MAX_DISCARD: u64 = 64 << 20;
+
+/// Longest time for it.
+const DISCARD_FOR: Duration = Duration::from_secs(30);
 
 /// A share of the memory for bodies; dropping it gives it back.
 pub(crate) struct Share {
@@ -49,7 +55,7 @@ impl Drop for Share {
 }
 
 /// Reads a body of at most `limit` bytes to its end.
-pub(crate) async fn read(mut body: Incoming, limit: u64, share: &mut Share) -> Result<Vec<Bytes>, Problem> {
+pub(crate) async fn read(body: &mut Incoming, limit: u64, share: &mut Share) -> Result<Vec<Bytes>, Problem> {
     if body.size_hint().lower() > limit {
         return Err(Problem::BodyTooLarge { limit });
     }
@@ -81,6 +87,22 @@ pub(crate) async fn read(mut body: Incoming, limit: u64, share: &mut Share) -> R
         append(&mut pieces, piece);
         deadline.as_mut().reset(self::deadline(start, received));
     }
+}
+
+/// Reads on what a refused client still sends, and forgets it. Many clients send all before they read anything: they would find the
+/// connection reset in place of the refusal.
+pub(crate) async fn discard(mut body: Incoming) {
+    let mut left = MAX_DISCARD;
+    let all = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |piece| piece.len() as u64));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Who is not done by then loses the refusal.
+    let _ = timeout(DISCARD_FOR, all).await;
 }
 
 /// When the next byte must be here.

@@ -40,6 +40,10 @@ pub(super) const HEARTBEAT: usize = 5 * LINE;
 /// Not 0: another file has taken this one's name; never moves.
 pub(super) const RETIRED: usize = 6 * LINE;
 
+/// Words of a row that follow its hash of two.
+pub(super) const STATE_WORDS: usize = 4;
+/// Where they stand in the row's line.
+pub(super) const STATE: std::ops::Range<usize> = 2..2 + STATE_WORDS;
 /// Lines of one API key: digest and meta, then 128 bytes of id.
 pub(super) const KEY_LINES: usize = 1 + MAX_ID / 8 / LINE;
 /// First line of the API keys in a buffer.
@@ -75,10 +79,10 @@ pub(super) fn digest_words(digest: &[u8; 32]) -> [u64; 4] {
     words
 }
 
-/// The line of a row. Its third word is never 0, that of an empty place always.
-pub(super) fn row_line(hash: [u64; 2], row: &Row, limits: u16) -> [u64; LINE] {
+/// The words of a row that follow its hash. The first is never 0, that of an empty place always.
+pub(super) fn row_state(row: &Row, limits: u16) -> [u64; STATE_WORDS] {
     let meta = u64::from(row.port) | u64::from(row.state as u8) << 16 | u64::from(limits) << 32;
-    [hash[0], hash[1], meta, row.epoch, u64::from(row.slot), row.tokens_valid_after, 0, 0]
+    [meta, row.epoch, u64::from(row.slot), row.tokens_valid_after]
 }
 
 /// Finds the row with this hash: its place.
@@ -163,9 +167,7 @@ pub(super) fn limits_words(limits: &RouteLimits) -> [u64; LIMITS_WORDS] {
 }
 
 fn limits_at(buffer: &[AtomicU64], index: u16) -> Option<RouteLimits> {
-    if usize::from(index) >= MAX_LIMITS {
-        return None;
-    }
+    // An index beyond the last lies beyond the end of the buffer.
     let [interval_ns, counts, body_max] = words(buffer, limits_word(index))?;
     Some(RouteLimits { interval_ns, burst: counts as u32, concurrency: (counts >> 32) as u16, queue: (counts >> 48) as u16, body_max })
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 
-use super::layout::{BUFFER_WORDS, HEADER_WORDS, LINE, TABLE_WORDS};
+use super::layout::{BUFFER_WORDS, HEADER_WORDS, KEYS_AT, LINE, TABLE_WORDS};
 use super::writer::lines_in_use;
 use super::*;
 
@@ -215,6 +215,8 @@ fn what_the_proxy_is_given_is_open_for_reading_alone() {
 #[derive(Debug, Clone)]
 enum Step {
     Publish(Vec<Row>),
+    /// Another epoch for one of the rows: what happens most in earnest.
+    Touch(prop::sample::Index, u64),
     Restart,
 }
 
@@ -229,11 +231,18 @@ fn any_row() -> impl Strategy<Value = Row> {
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
-    prop_oneof![9 => prop::collection::vec(any_row(), 0..20).prop_map(Step::Publish), 1 => Just(Step::Restart)]
+    prop_oneof![
+        6 => prop::collection::vec(any_row(), 0..20).prop_map(Step::Publish),
+        6 => any::<(prop::sample::Index, u64)>().prop_map(|(at, epoch)| Step::Touch(at, epoch)),
+        1 => Just(Step::Restart),
+    ]
 }
 
-/// The table as a `HashMap` has it: routes by id, ids by key. `None` if it has to be refused.
-fn model(rows: &[Row]) -> Option<(HashMap<&str, Route>, HashMap<[u8; 32], &str>)> {
+/// Routes by id, ids by key.
+type Model<'a> = (HashMap<&'a str, Route>, HashMap<[u8; 32], &'a str>);
+
+/// The table as a `HashMap` has it. `None` if it has to be refused.
+fn model(rows: &[Row]) -> Option<Model<'_>> {
     let (mut routes, mut keys) = (HashMap::new(), HashMap::new());
     for row in rows {
         let fresh = routes.insert(row.id.as_str(), route(row)).is_none();
@@ -251,9 +260,18 @@ proptest! {
     #[test]
     fn any_publishes_give_what_a_hash_map_gives(steps in prop::collection::vec(any_step(), 1..12)) {
         let mut table = table();
-        let (mut current, mut generation) = (Vec::new(), 0);
+        let (mut current, mut generation) = (Vec::<Row>::new(), 0);
         for step in steps {
+            let step = match step {
+                Step::Touch(at, epoch) if !current.is_empty() => {
+                    let mut rows = current.clone();
+                    at.get_mut(&mut rows).epoch = epoch;
+                    Step::Publish(rows)
+                }
+                other => other,
+            };
             match step {
+                Step::Touch(..) => {}
                 Step::Restart => table.writer = TableWriter::open(&table.path).unwrap(),
                 Step::Publish(rows) if model(&rows).is_none() => prop_assert!(table.writer.publish(&rows).is_err()),
                 Step::Publish(rows) => {
@@ -310,6 +328,45 @@ proptest! {
         prop_assert!(TableReader::map(&file).is_err());
         file.set_len(8 * TABLE_WORDS as u64).unwrap();
         prop_assert!(TableReader::map(&file).is_err());
+    }
+}
+
+#[test]
+fn words_that_make_no_row_are_no_route() {
+    let mut table = table();
+    // An id whose bytes would pass for a row that is ready.
+    let id = "aaaaaaaaaaaaaaaaaa\u{2}";
+    let mut target = row(id, 1);
+    target.api_keys = vec![[1; 32]];
+    table.writer.publish(&[target]).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(&table.path).unwrap();
+    let lines = lines_in_use(&file, 1, &table.path).unwrap();
+    let (row_line, key_line) = (lines[0], lines.iter().copied().find(|line| *line >= KEYS_AT as u32).unwrap());
+    let read = |line: u32, word: usize| {
+        let at = 8 * (HEADER_WORDS + BUFFER_WORDS + LINE * line as usize + word) as u64;
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        (at, u64::from_le_bytes(bytes))
+    };
+    let (meta, slot, owner, text) = (read(row_line, 2), read(row_line, 4), read(key_line, 4), read(key_line + 1, 0));
+    let broken = [
+        ("state 0xff", meta, meta.1 | 0xff << 16),
+        ("limits 1,024", meta, meta.1 | 1_024 << 32),
+        ("limits 65,535", meta, meta.1 | 0xffff << 32),
+        ("a slot of 33 bits", slot, slot.1 | 1 << 32),
+        ("a row where the keys are", owner, (owner.1 & !0xffff_ffff) | (u64::from(key_line) + 1)),
+        ("an id of 129 bytes", owner, (owner.1 & 0xffff_ffff) | 129 << 32),
+        ("an id of 0 bytes", owner, (owner.1 & 0xffff_ffff) | u64::from(owner.1 as u32 == 0)),
+        ("an id that is not UTF-8", text, 0xff),
+    ];
+    for (what, (at, good), bad) in broken {
+        file.write_all_at(&bad.to_le_bytes(), at).unwrap();
+        assert_eq!(table.reader.lookup_api_key(&[1; 32]), Err(Busy), "{what}");
+        if at == meta.0 || at == slot.0 {
+            assert_eq!(table.reader.lookup(id), Err(Busy), "{what}");
+        }
+        file.write_all_at(&good.to_le_bytes(), at).unwrap();
+        assert!(table.reader.lookup_api_key(&[1; 32]).unwrap().is_some());
     }
 }
 

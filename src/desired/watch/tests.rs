@@ -43,7 +43,10 @@ impl Bench {
 
     /// Waits until nothing more comes of what was done.
     fn rest(&mut self) {
-        while self.notice(Duration::from_millis(400)) {}
+        let start = Instant::now();
+        while self.notice(Duration::from_millis(400)) {
+            assert!(start.elapsed() < DEADLINE, "notices without end");
+        }
     }
 }
 
