@@ -215,5 +215,5 @@ async fn quiet(chaos: &Chaos) {
         })
         .await;
     chaos.host.assert_matches_proc(&status);
-    assert_eq!(crate::support::processes::proxies(&chaos.host.state_dir()), Vec::from_iter(status.proxy.pid));
+    assert_eq!(chaos.host.proxies(), Vec::from_iter(status.proxy.pid));
 }
