@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,8 +20,11 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// The proxy itself gives up on sq after 35 s; a test that waits longer hangs.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Which HTTP is spoken, by ALPN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,24 +63,24 @@ impl Answer {
 pub struct Upload {
     pieces: VecDeque<Bytes>,
     length: Option<u64>,
-    cut: bool,
+    stuck: bool,
 }
 
 impl Upload {
     /// One that says its length.
     pub fn whole(body: impl Into<Bytes>) -> Self {
         let body = body.into();
-        Self { length: Some(body.len() as u64), pieces: Some(body).into_iter().filter(|body| !body.is_empty()).collect(), cut: false }
+        Self { length: Some(body.len() as u64), pieces: Some(body).into_iter().filter(|body| !body.is_empty()).collect(), stuck: false }
     }
 
     /// One that does not: chunked in HTTP/1.1, without content-length in HTTP/2.
     pub fn pieces(body: &[u8], size: usize) -> Self {
-        Self { pieces: body.chunks(size).map(Bytes::copy_from_slice).collect(), length: None, cut: false }
+        Self { pieces: body.chunks(size).map(Bytes::copy_from_slice).collect(), length: None, stuck: false }
     }
 
-    /// The same, and it breaks off after its last piece.
-    pub fn cut(body: &[u8], size: usize) -> Self {
-        Self { cut: true, ..Self::pieces(body, size) }
+    /// The same, and it never ends.
+    pub fn stuck(body: &[u8], size: usize) -> Self {
+        Self { stuck: true, ..Self::pieces(body, size) }
     }
 }
 
@@ -85,15 +89,16 @@ impl Body for Upload {
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        Poll::Ready(match self.pieces.pop_front() {
-            Some(piece) => Some(Ok(Frame::data(piece))),
-            None if self.cut => Some(Err(io::ErrorKind::BrokenPipe.into())),
-            None => None,
-        })
+        match self.pieces.pop_front() {
+            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+            // Nobody is to wake it: there is nothing more to come.
+            None if self.stuck => Poll::Pending,
+            None => Poll::Ready(None),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty() && !self.cut
+        self.pieces.is_empty() && !self.stuck
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -122,8 +127,7 @@ impl Client {
 
     /// A TLS connection that offers one protocol only.
     pub async fn connect(&self, http: Http) -> Result<TlsStream<TcpStream>, Lost> {
-        let stream = TcpStream::connect(self.address).await?;
-        self.tls_over(stream, http).await
+        timeout(PATIENCE, async { self.tls_over(TcpStream::connect(self.address).await?, http).await }).await?
     }
 
     /// TLS over a connection that stands already.
@@ -148,7 +152,11 @@ impl Client {
     }
 
     /// The same, over a connection that stands already.
-    pub async fn send_over(&self, stream: TlsStream<TcpStream>, http: Http, mut request: Request<Upload>) -> Result<Answer, Lost> {
+    pub async fn send_over(&self, stream: TlsStream<TcpStream>, http: Http, request: Request<Upload>) -> Result<Answer, Lost> {
+        timeout(PATIENCE, self.exchange(stream, http, request)).await?
+    }
+
+    async fn exchange(&self, stream: TlsStream<TcpStream>, http: Http, mut request: Request<Upload>) -> Result<Answer, Lost> {
         let response = match http {
             Http::One => {
                 let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;

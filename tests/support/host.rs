@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -39,6 +40,8 @@ pub struct Host {
     /// `dir` without links, as the product shows it.
     root: PathBuf,
     agent: Option<Child>,
+    /// Every proxy that the status named.
+    proxies: Mutex<BTreeSet<u32>>,
     shared_pages: String,
     _ports: PortBlock,
 }
@@ -83,7 +86,7 @@ impl Host {
         let mut wanted = Wanted { ports: (ports.first, ports.last), https: ports.https, sq: sq_binary(), tenants: Default::default() };
         edit(&mut wanted);
         let shared_pages = desired::parse(&wanted.text(), &root.join("tenants.toml")).unwrap().name;
-        let host = Self { wanted, dir, root, agent: None, shared_pages, _ports: ports };
+        let host = Self { wanted, dir, root, agent: None, proxies: Mutex::default(), shared_pages, _ports: ports };
         host.write(&host.wanted.text());
         host
     }
@@ -163,7 +166,9 @@ impl Host {
     /// The status, unless no agent answers.
     pub fn status(&self) -> Option<Status> {
         let ran = self.cli(&["status", "--json"]);
-        (ran.code != 1).then(|| serde_json::from_str(&ran.out).unwrap())
+        let status: Option<Status> = (ran.code != 1).then(|| serde_json::from_str(&ran.out).unwrap());
+        self.proxies.lock().unwrap().extend(status.as_ref().and_then(|status| status.proxy.pid));
+        status
     }
 
     /// Waits until the status is as `condition` says.
@@ -219,6 +224,11 @@ impl Host {
         processes::instances(&self.state_dir())
     }
 
+    /// The proxies of this host that live.
+    pub fn proxies(&self) -> Vec<u32> {
+        processes::proxies(&self.state_dir(), &self.proxies.lock().unwrap())
+    }
+
     /// Fails unless what runs is exactly what `status` says: no orphan, no tenant twice, no port twice.
     pub fn assert_matches_proc(&self, status: &Status) {
         let running = self.instances();
@@ -255,8 +265,7 @@ impl Host {
 
     /// Everything of this host that lives: agent, proxies, instances.
     pub fn alive(&self) -> Vec<processes::Seen> {
-        let proxies = processes::proxies(&self.state_dir()).into_iter();
-        let proxies = proxies.map(|pid| processes::Seen { pid, args: vec!["the proxy".into()] });
+        let proxies = self.proxies().into_iter().map(|pid| processes::Seen { pid, args: vec!["the proxy".into()] });
         processes::naming(&self.root).into_iter().chain(proxies).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! What really runs, read from /proc: the tests' own look, not the product's.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -44,12 +44,12 @@ pub fn instances(state_dir: &Path) -> Vec<SeenSq> {
     naming(state_dir).into_iter().filter_map(instance).collect()
 }
 
-/// Live proxies: their errors go to `<state_dir>/proxy.log`.
-pub fn proxies(state_dir: &Path) -> Vec<u32> {
+/// Live proxy processes of `state_dir`: their errors go to its `proxy.log`. Without root that cannot be seen of a process that may not be
+/// looked into, as a proxy is; so those in `known` count too, if they still are proxies.
+pub fn proxies(state_dir: &Path, known: &BTreeSet<u32>) -> Vec<u32> {
     let log = state_dir.join("proxy.log");
-    let writes_it = |pid: &u32| fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|target| target == log);
-    let proxies = all().into_iter().filter(|seen| seen.args.get(1).is_some_and(|arg| arg == "proxy")).map(|seen| seen.pid);
-    proxies.filter(writes_it).collect()
+    let ours = |pid: &u32| known.contains(pid) || fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|target| target == log);
+    all().into_iter().filter(|seen| seen.args.get(1).is_some_and(|arg| arg == "proxy")).map(|seen| seen.pid).filter(ours).collect()
 }
 
 fn all() -> Vec<Seen> {

@@ -40,14 +40,6 @@ async fn the_status_has_every_field_that_scripts_rely_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_memory_figure_comes_with_the_first_survey() {
-    let host = Host::start(&["ada"]).await;
-    let status = host.until("memory is known", |status| status.tenants[0].memory_bytes.is_some()).await;
-    let bytes = status.tenants[0].memory_bytes.unwrap();
-    assert!((50_000..20_000_000).contains(&bytes), "{bytes}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_minted_token_opens_its_tenant_until_it_expires() {
     let host = Host::start(&["ada"]).await;
     let minted = host.cli(&["token", "--sub", "ada", "--ttl", "15m"]);

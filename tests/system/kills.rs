@@ -125,5 +125,5 @@ async fn connections_that_wait_while_the_proxy_is_dead_are_served_by_the_next_on
     let after = host.settled().await;
     assert_ne!(after.proxy.pid, Some(proxy));
     host.assert_matches_proc(&after);
-    assert_eq!(processes::proxies(&host.state_dir()).len(), 1);
+    assert_eq!(host.proxies().len(), 1);
 }

@@ -27,6 +27,9 @@ async fn an_sq_that_hangs_is_restarted_after_three_failed_probes() {
     assert_eq!(tenant(&after, "ada").restarts, tenant(&before, "ada").restarts + 1);
     assert!(tenant(&after, "ada").last_exit.as_ref().is_some_and(|how| how.contains("probes")), "{after:#?}");
     assert_eq!(host.user("ada").get("/api/v2/version?p=x").await.text(), "0.6.0");
+    // By now a survey, one each 20 s, has looked at everything: an idle sq has 0.15 to 2.4 MB for itself.
+    let bytes = tenant(&after, "bob").memory_bytes.unwrap();
+    assert!((50_000..5_000_000).contains(&bytes), "{bytes}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

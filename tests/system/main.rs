@@ -1,4 +1,5 @@
 //! The whole system: the real program, real sq, real sockets, real signals. One binary, so that tests that wait run beside each other.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)] // the lints only know #[test] functions
 
 #[path = "../support/mod.rs"]
 mod support;
