@@ -1,6 +1,6 @@
 //! What `run` prints once it serves: what, where, and the exact lines to try.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, path::Path};
 
 use crate::{
     admin::status::Status,
@@ -33,6 +33,11 @@ pub(super) fn print(desired: &Desired, status: &Status, now: u64) {
     anstream::println!("\nCtrl-C drains and stops everything.");
 }
 
+/// As short as it may be for whoever types it where this program was started.
+fn shown(path: &Path) -> &Path {
+    std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path)
+}
+
 /// Not where the output is kept: a journal must never hold a token.
 fn interactive() -> bool {
     std::io::stdout().is_terminal() || std::env::var_os("JOURNAL_STREAM").is_none()
@@ -42,7 +47,7 @@ fn try_it(desired: &Desired, tenant: &Tenant, url: &str, now: u64) {
     let Ok(token) = credentials::mint(desired, &tenant.id, now, TOKEN_TTL) else { return };
     let trust = match &desired.proxy.tls {
         Some(_) => String::new(),
-        None => format!("--cacert {} ", credentials::certificate_path(&desired.state_dir).display()),
+        None => format!("--cacert {} ", shown(&credentials::certificate_path(&desired.state_dir)).display()),
     };
     anstream::println!("\nTry it, as {} (this token holds for an hour; `sq-agent token --sub ID` mints others):\n", tenant.id);
     anstream::println!("  TOKEN={token}");

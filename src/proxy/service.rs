@@ -190,6 +190,8 @@ fn admit(live: &Live, route: &Route) -> Result<Admission, Problem> {
 fn look(live: &Live, id: &TenantId) -> Result<Route, Problem> {
     match live.routes.lookup(id.as_str()) {
         Ok(Some(route)) => Ok(route),
+        // A table that was never published says nothing about anybody.
+        Ok(None) if live.routes.generation() == 0 => Err(Problem::TableBusy),
         Ok(None) => Err(Problem::NoSuchTenant),
         Err(_) => Err(Problem::TableBusy),
     }

@@ -12,7 +12,7 @@ use crate::{
     desired::TenantId,
     instance::process::{Exit, Process},
     observed::{Known, Moment, Running, State, StopReason},
-    proxy::{credentials, supervisor::ProxyEvent},
+    proxy::{NudgeReason, credentials, supervisor::ProxyEvent},
     store::{InstanceRecord, unix_now},
 };
 
@@ -255,11 +255,29 @@ impl Agent {
                 self.note_event(None, "settings_refused", &why);
                 self.proxy.detail = Some(format!("refused the new settings: {why}"));
             }
-            ProxyEvent::Nudge { id, .. } => {
-                if self.observed.known.contains_key(&id) {
-                    self.queue.request(&id);
-                    self.touched.insert(id);
+            ProxyEvent::Nudge { id, reason } => self.nudged(&id, reason),
+        }
+    }
+
+    /// A user waits for this tenant's instance, or met something else in its place.
+    fn nudged(&mut self, id: &TenantId, reason: NudgeReason) {
+        let Some(known) = self.observed.known.get_mut(id) else { return };
+        match (&known.state, reason) {
+            // Its process lives, or its exit would be known: ask it at once instead of at its turn.
+            (State::Running(running), NudgeReason::Refused) => {
+                if let Some(port) = known.port {
+                    self.pulse.ask((id.clone(), running.epoch), port, Moment::now());
                 }
+            }
+            (State::Running(running), NudgeReason::WrongInstance) => {
+                tracing::error!(tenant = %id, epoch = running.epoch, port = known.port, "something else answers on its port: it is to be restarted");
+                known.unhealthy = true;
+                self.touch(id);
+            }
+            (State::Running(_), NudgeReason::Parked) => {}
+            _ => {
+                self.queue.request(id);
+                self.touched.insert(id.clone());
             }
         }
     }
