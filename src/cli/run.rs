@@ -49,10 +49,10 @@ const SHARED_MEMORY: &str = "/dev/shm";
 
 pub(super) fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
     telemetry::init();
-    let (desired, rejected) = match desired::load(file) {
-        Ok(desired) => (desired, None),
+    let (desired, text, rejected) = match desired::load_with_text(file) {
+        Ok((desired, text)) => (desired, text, None),
         Err(rejected) => match desired::load_last_good(file) {
-            Ok(Some((desired, _))) => (desired, Some(rejected)),
+            Ok(Some((desired, text))) => (desired, text, Some(rejected)),
             _ => {
                 anstream::eprintln!("{}", rejected.render(super::colour_on_stderr()));
                 return Ok(ExitCode::FAILURE);
@@ -64,10 +64,10 @@ pub(super) fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
     }
     limits::prepare_agent_limits()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(args, file, Arc::new(desired), rejected))
+    runtime.block_on(serve(args, file, Arc::new(desired), &text, rejected))
 }
 
-async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, rejected: Option<Rejected>) -> anyhow::Result<ExitCode> {
+async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, text: &str, rejected: Option<Rejected>) -> anyhow::Result<ExitCode> {
     let lock = AgentLock::take(&desired.state_dir)?;
     let signals = signals()?;
     let opened = Store::open(&desired.state_dir)?;
@@ -97,7 +97,7 @@ async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, rejected: Option
     } else {
         agent.set_program(binary::ensure(&desired.sq, &desired.state_dir, &|line| tracing::info!("{line}")).await?);
     }
-    agent.save_last_good();
+    agent.save_last_good(text);
     let (proxy_events, proxy) = mpsc::channel(64);
     let supervisor = Supervisor::start(SupervisorConfig {
         state_dir: desired.state_dir.clone(),

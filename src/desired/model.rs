@@ -293,12 +293,6 @@ impl Desired {
     }
 }
 
-/// Names the content of a tenants.toml: SHA-256, lower-case hex.
-pub fn hash(text: &str) -> String {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// `<state_dir>/users/<id>`.
 pub fn user_dir(state_dir: &Path, id: &TenantId) -> PathBuf {
     state_dir.join("users").join(id.as_str())

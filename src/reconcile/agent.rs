@@ -211,11 +211,11 @@ impl Agent {
                 tracing::error!(error = %text, "tenants.toml is refused; the last good one stays in force");
                 self.note_event(None, "config_refused", &text);
             }
-            Taken::New(new) => self.put_in_force(*new),
+            Taken::New(new, text) => self.put_in_force(*new, &text),
         }
     }
 
-    fn put_in_force(&mut self, new: Desired) {
+    fn put_in_force(&mut self, new: Desired, text: &str) {
         let new = Arc::new(new);
         if new.hash != self.desired.hash {
             tracing::info!(hash = %new.hash, tenants = new.tenants.len(), "tenants.toml is in force");
@@ -223,7 +223,7 @@ impl Agent {
         let program_changed = new.sq != self.desired.sq;
         let settings_changed = new.proxy != self.desired.proxy;
         self.desired = new;
-        self.save_last_good();
+        self.save_last_good(text);
         self.ports.range(self.desired.ports);
         if settings_changed {
             self.renew_settings();

@@ -28,8 +28,8 @@ struct Refused {
 pub enum Taken {
     /// Nothing new.
     Same,
-    /// A valid desired state.
-    New(Box<Desired>),
+    /// A valid desired state, and the text that says so.
+    New(Box<Desired>, String),
     /// It cannot be applied; what is in force stays. One line that names place and remedy.
     Refused(String),
 }
@@ -65,10 +65,10 @@ impl Intake {
             return Taken::Same;
         }
         self.seen = fingerprint;
-        match desired::load(&self.file).map_err(Refusal::from).and_then(|new| follows(in_force, new)) {
-            Ok(new) => {
+        match desired::load_with_text(&self.file).map_err(Refusal::from).and_then(|(new, text)| Ok((follows(in_force, new)?, text))) {
+            Ok((new, text)) => {
                 self.refused = None;
-                Taken::New(Box::new(new))
+                Taken::New(Box::new(new), text)
             }
             Err(Refusal { summary, text }) => {
                 let since = self.refused.as_ref().map_or(now, |refused| refused.since);

@@ -49,14 +49,9 @@ impl Agent {
         }
     }
 
-    /// Keeps a copy of the tenants.toml in force for a restart that finds a bad one.
-    pub fn save_last_good(&self) {
-        let file = self.intake.file();
-        // Only the very text that is in force: an edit since then is looked at, and kept, in its own turn.
-        let text = std::fs::read_to_string(file).ok().filter(|text| desired::hash(text) == self.desired.hash);
-        if let Some(text) = text
-            && let Err(error) = desired::save_last_good(file, &text, &self.desired.state_dir)
-        {
+    /// Keeps `text`, the tenants.toml in force, for a restart that finds a bad one.
+    pub fn save_last_good(&self, text: &str) {
+        if let Err(error) = desired::save_last_good(self.intake.file(), text, &self.desired.state_dir) {
             tracing::error!(%error, "a restart depends on tenants.toml itself being good");
         }
     }
