@@ -109,6 +109,7 @@ async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, text: &str, reje
         events: proxy_events,
     })
     .await?;
+    agent.listens_on(supervisor.addresses());
     let (changes, changed) = mpsc::channel(1);
     let _watch = Watch::start(file, changes)
         .inspect_err(|error| tracing::warn!(%error, "tenants.toml is not watched; it is still read every 5 s"))

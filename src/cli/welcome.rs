@@ -14,9 +14,11 @@ const TOKEN_TTL: u64 = 3_600;
 /// Prints to stdout. A token is printed only where it opens nothing but a demonstration: the built-in secret, loopback
 /// alone, and somebody who looks.
 pub(super) fn print(desired: &Desired, status: &Status, now: u64) {
-    let url = desired.proxy.public_url.clone().unwrap_or_else(|| {
-        desired.proxy.listen.first().map_or_else(|| "https://127.0.0.1:8443".into(), |listen| format!("https://{listen}"))
-    });
+    let url = desired
+        .proxy
+        .public_url
+        .clone()
+        .unwrap_or_else(|| status.proxy.listen.first().map_or_else(String::new, |listen| format!("https://{listen}")));
     let ready = status.tenants.iter().filter(|tenant| tenant.state == "ready").count();
     anstream::println!("\nsq-agent serves {ready} of {} tenants on {url}", status.tenants.len());
     for tenant in status.tenants.iter().take(10) {

@@ -1,6 +1,6 @@
 //! Puts the loop together: store, shared pages, what runs already.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
@@ -78,7 +78,6 @@ impl Agent {
             routes.touch(id);
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let listen = parts.desired.proxy.listen.iter().map(ToString::to_string).collect();
         let mut agent = Self {
             intake: Intake::new(&parts.file, parts.rejected.as_ref(), now),
             started_with: parts.desired.clone(),
@@ -100,7 +99,7 @@ impl Agent {
             activity: parts.activity,
             instance_secret: parts.instance_secret,
             program: parts.program,
-            proxy: ProxyStatus { listen, ..ProxyStatus::default() },
+            proxy: ProxyStatus::default(),
             settings: parts.settings,
             reports,
             touched: Default::default(),
@@ -116,6 +115,11 @@ impl Agent {
             }
         }
         Ok((agent, events))
+    }
+
+    /// The proxy's addresses as they came to be, for status: port 0 is some port by now.
+    pub fn listens_on(&mut self, addresses: &[SocketAddr]) {
+        self.proxy.listen = addresses.iter().map(ToString::to_string).collect();
     }
 
     /// Whether something that an earlier agent started may still run.
