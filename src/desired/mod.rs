@@ -28,6 +28,7 @@ pub use load::{MAX_FILE, load, load_with_text, load_without_files};
 pub use model::*;
 pub use problem::{Place, Problem, Rejected, Related};
 pub use schema::{reference_markdown, schema};
+pub use settings::hash;
 pub use tenants::{MAX_API_KEYS, MAX_LIMIT_SETS, MAX_TENANTS};
 use toml::de::DeTable;
 pub use watch::{Watch, WatchError, fingerprint};

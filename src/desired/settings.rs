@@ -53,7 +53,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
         sq: build.sq(&table("sq", &keys::SQ)),
         alerts: build.alerts(&table("alerts", &keys::ALERTS)),
         tenants: tenants::tenants(root, &tiers, (given, agent.span_of("ports")), build.found),
-        hash: hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref()),
+        hash: hash(text),
         state_dir,
         ports,
         proxy,
@@ -68,6 +68,11 @@ fn name_of(state_dir: &Path) -> String {
     let digest = digest::digest(&digest::SHA256, state_dir.as_os_str().as_encoded_bytes());
     // 48 bits: two agents of one host meet once in 10^14.
     hex(&digest.as_ref()[..6])
+}
+
+/// Names the content of a tenants.toml: SHA-256, lower-case hex.
+pub fn hash(text: &str) -> String {
+    hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref())
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {
