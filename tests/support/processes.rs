@@ -1,6 +1,11 @@
 //! What really runs, read from /proc: the tests' own look, not the product's.
 
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -73,6 +78,21 @@ pub fn signal(pid: u32, signal: Signal) {
     match kill_process(pid, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
         Err(error) => panic!("signal to {pid:?}: {error}"),
+    }
+}
+
+/// Stops the process as SIGSTOP does, and returns once none of its threads runs any more: the signal alone does not wait for them.
+pub fn freeze(pid: u32) {
+    signal(pid, Signal::STOP);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let stopped = |task: fs::DirEntry| {
+        // The name, which may hold anything, stands in parentheses ahead of the state.
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+    };
+    while !fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| stopped(task.unwrap())) {
+        assert!(Instant::now() < deadline, "process {pid} does not stop");
+        std::thread::yield_now();
     }
 }
 

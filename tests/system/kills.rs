@@ -106,7 +106,7 @@ async fn connections_that_wait_while_the_proxy_is_dead_are_served_by_the_next_on
     let proxy = host.settled().await.proxy.pid.unwrap();
     let held = ada.client.connect(Http::One).await.unwrap();
     // A stopped proxy accepts nothing: what connects from here on waits in the backlog.
-    signal(proxy, Signal::STOP);
+    processes::freeze(proxy);
     let mut waiting = Vec::new();
     for _ in 0..WAITING {
         waiting.push(TcpStream::connect(ada.client.address()).await.unwrap());
