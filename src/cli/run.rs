@@ -28,7 +28,7 @@ use crate::{
         setup::Parts,
     },
     route::{Activity, TableWriter},
-    store::{AgentLock, Store, unix_now},
+    store::{AgentLock, LockError, Store, unix_now},
     telemetry,
 };
 
@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, text: &str, rejected: Option<Rejected>) -> anyhow::Result<ExitCode> {
-    let lock = AgentLock::take(&desired.state_dir)?;
+    let lock = lock(&desired.state_dir).await?;
     let signals = signals()?;
     let opened = Store::open(&desired.state_dir)?;
     if let Some(moved) = &opened.corrupt_moved_to {
@@ -130,6 +130,19 @@ async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, text: &str, reje
     }
     drop(lock);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The state directory for this agent alone. A killed agent with thousands of instances takes a moment to let go of it.
+async fn lock(state_dir: &Path) -> Result<AgentLock, LockError> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const POLL: Duration = Duration::from_millis(50);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match AgentLock::take(state_dir) {
+            Err(LockError::Held { .. }) if tokio::time::Instant::now() < deadline => tokio::time::sleep(POLL).await,
+            taken => return taken,
+        }
+    }
 }
 
 /// The signals that are meant for us, one by one.
