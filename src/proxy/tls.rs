@@ -66,4 +66,40 @@ mod tests {
         assert!(matches!(server_config(cert.as_bytes(), b"hello"), Err(TlsError::NoKey)));
         assert!(matches!(server_config(cert.as_bytes(), cert.as_bytes()), Err(TlsError::NoKey)));
     }
+
+    /// The version that a client with `versions` agrees on with us, or why not.
+    fn handshake(versions: &[&'static rustls::SupportedProtocolVersion]) -> Result<Option<rustls::ProtocolVersion>, rustls::Error> {
+        let (cert, key) = pair();
+        let server = server_config(cert.as_bytes(), key.as_bytes()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()).unwrap();
+        let client = rustls::ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(versions)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut client = rustls::ClientConnection::new(Arc::new(client), "localhost".try_into().unwrap())?;
+        let mut server = rustls::ServerConnection::new(server)?;
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets()?;
+            wire.clear();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(server.protocol_version())
+    }
+
+    #[test]
+    fn tls_1_2_and_1_3_are_spoken() {
+        use rustls::{
+            ProtocolVersion::{TLSv1_2, TLSv1_3},
+            version::{TLS12, TLS13},
+        };
+        assert_eq!(handshake(&[&TLS12]), Ok(Some(TLSv1_2)));
+        assert_eq!(handshake(&[&TLS13]), Ok(Some(TLSv1_3)));
+        assert_eq!(handshake(&[&TLS12, &TLS13]), Ok(Some(TLSv1_3)));
+    }
 }

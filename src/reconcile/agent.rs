@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
 use super::{
@@ -38,6 +38,8 @@ use crate::{
 const TICK: Duration = Duration::from_secs(5);
 /// Everything that really runs is looked at this often.
 pub(super) const SURVEY: Duration = Duration::from_secs(20);
+/// The first look, soon after the start so that status knows what the instances use; what ran before was found at the start itself.
+const FIRST_SURVEY: Duration = Duration::from_secs(3);
 /// How long a starting agent may leave an earlier one's rows in force.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How many events are taken in before the next look at the rest; bounds the delay of a publish.
@@ -113,9 +115,10 @@ pub enum Signal {
 impl Agent {
     /// Converges until it is told to stop; then everything it started has ended, except where a second signal cut that short.
     pub async fn run(mut self, mut inputs: Inputs) -> Self {
-        let mut tick = every(TICK);
-        let mut survey = every(SURVEY);
-        let mut probes = every(Health::STEP);
+        // At once, for an edit since the file was loaded: an install of sq may lie in between.
+        let mut tick = every(TICK, Duration::ZERO);
+        let mut survey = every(SURVEY, FIRST_SURVEY);
+        let mut probes = every(Health::STEP, Health::STEP);
         self.replan = true;
         loop {
             self.round();
@@ -264,8 +267,8 @@ impl Agent {
     }
 }
 
-fn every(period: Duration) -> tokio::time::Interval {
-    let mut interval = interval(period);
+fn every(period: Duration, first: Duration) -> tokio::time::Interval {
+    let mut interval = interval_at(Instant::now() + first, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
 }
