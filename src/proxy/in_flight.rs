@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering, fence},
+    atomic::{AtomicU64, Ordering},
 };
 
 use super::live::Live;
@@ -16,14 +16,12 @@ pub(crate) struct InFlight {
 
 impl InFlight {
     /// Counts a request of the tenant in `slot`, on the activity page and in `here` (this process). Look at the row only after this: the agent
-    /// writes `draining` first and then looks at the count, so one of the two sees the other.
+    /// writes `draining` first and then looks at the count, so one of the two sees the other ([`crate::route::SlotActivity::enter`] has the fence).
     pub(crate) fn enter(live: &Arc<Live>, slot: u32, here: &Arc<AtomicU64>) -> Self {
         here.fetch_add(1, Ordering::Relaxed);
         if let Some(slot) = live.activity.slot(slot) {
             slot.enter(live.side);
         }
-        // The page's words are relaxed; without this the look at the row could come before the count is seen.
-        fence(Ordering::SeqCst);
         Self { live: Arc::clone(live), slot, here: Arc::clone(here) }
     }
 }
