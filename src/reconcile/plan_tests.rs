@@ -1,5 +1,5 @@
 use super::*;
-use crate::desired::{Alerts, Limits, PortRange, Proxy, SqSource, TenantId};
+use crate::desired::{Alerts, IsolationMode, Limits, PortRange, Proxy, SqSource, TenantId};
 
 const PROGRAM: &str = "sq 0.6.0";
 const NOW: Moment = Moment::from_millis(1_000_000);
@@ -18,6 +18,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         state_dir: "state".into(),
         name: "test".into(),
         ports: PortRange { first: 10_001, last: 19_999 },
+        isolation: IsolationMode::Auto,
         sq: SqSource::Version("0.6.0".into()),
         proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
         admin: None,
