@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod cli;
 pub mod desired;
+pub mod handover;
 pub mod instance;
 pub mod instance_key;
 pub mod observed;

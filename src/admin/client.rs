@@ -41,6 +41,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sends `method path` to the agent that runs on `state_dir`; returns its JSON.
 pub fn ask(state_dir: &Path, method: &str, path: &str) -> Result<Vec<u8>, AskError> {
+    ask_with(state_dir, method, path, &[], PATIENCE)
+}
+
+/// As [`ask`], with a body, and with `patience` for the answer.
+pub fn ask_with(state_dir: &Path, method: &str, path: &str, body: &[u8], patience: Duration) -> Result<Vec<u8>, AskError> {
     let socket = socket(state_dir);
     let mut stream = match UnixStream::connect(&socket) {
         Ok(stream) => stream,
@@ -48,9 +53,11 @@ pub fn ask(state_dir: &Path, method: &str, path: &str) -> Result<Vec<u8>, AskErr
         Err(_) => return Err(AskError::NotRunning(state_dir.to_owned())),
     };
     let exchange = |stream: &mut UnixStream| -> io::Result<Vec<u8>> {
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: agent\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+        let length = body.len();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: agent\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(body)?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         Ok(answer)

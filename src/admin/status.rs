@@ -1,5 +1,7 @@
 //! What `sq-agent status --json` prints. Scripts rely on it: fields are added, never renamed.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::reconcile::guard::Held;
@@ -76,6 +78,13 @@ pub struct TenantStatus {
     pub requests: u64,
     /// Why it is as it is, in a sentence.
     pub detail: String,
+}
+
+/// What `sq-agent upgrade` asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeRequest {
+    /// The new program, absolute.
+    pub exe: PathBuf,
 }
 
 /// What the agent answers when it cannot do as asked.

@@ -12,6 +12,7 @@ mod schema;
 mod status;
 mod table;
 mod token;
+mod upgrade;
 mod welcome;
 
 use std::{
@@ -57,6 +58,8 @@ enum Command {
     Status(status::Args),
     /// Restart a tenant's sq, drained first
     Restart(restart::Args),
+    /// Hand the host over to a new sq-agent, without a failed request
+    Upgrade(upgrade::Args),
     /// Mint a token for a tenant
     Token(token::Args),
     /// Print the JSON Schema of tenants.toml, for editors
@@ -88,6 +91,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Confirm(args) => confirm::run(&args, &load(&find()?)?),
         Command::Status(args) => status::run(&args, &load(&find()?)?),
         Command::Restart(args) => restart::run(&args, &load(&find()?)?),
+        Command::Upgrade(args) => upgrade::run(&args, &load(&find()?)?),
         Command::Token(args) => token::run(&args, &load(&find()?)?),
         Command::Schema(args) => schema::run(&args),
         Command::Proxy(args) => proxy::run(&args),

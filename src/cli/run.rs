@@ -14,7 +14,7 @@ use super::welcome;
 use crate::{
     admin::{
         self,
-        server::{Asked, Question},
+        server::{Asked, Desk, Question},
         status::Status,
     },
     desired::{self, Desired, Rejected, Watch},
@@ -116,7 +116,8 @@ async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, text: &str, reje
         .ok();
     let (questions, asked) = mpsc::channel(16);
     let listener = admin::server::bind(&admin::socket(&desired.state_dir)).context("binding the agent's socket")?;
-    tokio::spawn(admin::server::serve(listener, questions.clone()));
+    let (upgrades, _upgrades) = mpsc::channel(1);
+    tokio::spawn(admin::server::serve(listener, Desk { questions: questions.clone(), upgrades }));
     let (to_loop, loop_signals) = mpsc::channel(4);
     let inputs = Inputs { events, changed, proxy, questions: asked, signals: loop_signals };
     let running = tokio::spawn(agent.run(inputs));

@@ -31,6 +31,10 @@ pub struct Known {
     pub port: Option<u16>,
     /// What of the desired state is in force for it. Outlives the tenant's place in the file while its removal is held.
     pub spec: Tenant,
+    /// The program that it is given; see [`crate::reconcile::rollout`].
+    pub program: String,
+    /// An instance of it ended unasked, or did not come up, on that program.
+    pub crashed_on_program: bool,
     /// Where its instance stands.
     pub state: State,
     /// Its removal was let through: it stops, then it is let go.
@@ -57,6 +61,8 @@ impl Known {
             epoch: 0,
             port: None,
             spec,
+            program: String::new(),
+            crashed_on_program: false,
             state: State::Absent,
             leaving: false,
             restart_wanted: false,

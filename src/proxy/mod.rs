@@ -11,7 +11,7 @@ mod auth;
 mod classify;
 mod clock;
 mod connection;
-mod control;
+pub(crate) mod control;
 pub mod credentials;
 mod forward;
 mod headers;

@@ -20,6 +20,7 @@ pub mod program;
 pub mod queue;
 pub mod recover;
 pub mod report;
+pub mod rollout;
 pub mod route_book;
 pub mod rows;
 pub mod setup;

@@ -1,0 +1,182 @@
+//! The side that hands over.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::{net::UnixStream as StdUnixStream, process::CommandExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tokio::{net::UnixStream, time::timeout};
+
+use super::wire::{ToHeir, ToHolder};
+use crate::proxy::control::{
+    socket::{ControlError, receive, send},
+    wire::Decoder,
+};
+
+/// A new program has so long for its own check.
+const CHECK: Duration = Duration::from_secs(5);
+/// It has so long to adopt what runs (10,000 instances take 4 s) and to have its proxy up.
+const TAKE_OVER: Duration = Duration::from_secs(60);
+
+/// Why a hand-over came to nothing. The holder goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// The new program could not be started.
+    #[error("{} cannot be started: {error}", exe.display())]
+    Start {
+        /// The program.
+        exe: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It ended, or closed the conversation.
+    #[error("it ended before it had taken over; its messages are in the agent's log")]
+    Gone,
+    /// It did not say a word in time.
+    #[error("it was silent for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// It said that it cannot.
+    #[error("{0}")]
+    Failed(String),
+    /// It spoke out of turn.
+    #[error("it said {0} where another word was due")]
+    OutOfTurn(String),
+    /// The lock did not come along.
+    #[error("the lock of the state directory did not come along")]
+    NoLock,
+    /// The conversation broke.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// The agent that holds the host, in conversation with the one that is to have it.
+pub struct Holder {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// `None`: the heir is the process that started this one.
+    heir: Option<Child>,
+}
+
+impl Holder {
+    /// Starts `exe` as the heir of the agent for `tenants`, and waits until it says that it could take over. Messages of the heir go
+    /// where this agent's go. Inside a tokio runtime.
+    ///
+    /// # Errors
+    /// Anything else than its consent within 5 s; it is ended then.
+    pub async fn start(exe: &Path, tenants: &Path) -> Result<Self, HandoverError> {
+        let failed = |error| HandoverError::Start { exe: exe.to_owned(), error };
+        let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
+        ours.set_nonblocking(true).map_err(failed)?;
+        let heir = heir_command(exe, tenants, theirs.into()).spawn().map_err(failed)?;
+        let mut holder = Self { heir: Some(heir), ..Self::over(UnixStream::from_std(ours).map_err(failed)?) };
+        match holder.ready_within(CHECK).await {
+            Ok(()) => Ok(holder),
+            Err(error) => {
+                holder.end_heir().await;
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn over(stream: UnixStream) -> Self {
+        Self { stream, decoder: Decoder::default(), heir: None }
+    }
+
+    /// Waits for the consent of a heir that another one started.
+    ///
+    /// # Errors
+    /// Anything else than its consent within 10 s: it has to start first.
+    pub async fn wait_for_heir(&mut self) -> Result<(), HandoverError> {
+        self.ready_within(2 * CHECK).await
+    }
+
+    async fn ready_within(&mut self, patience: Duration) -> Result<(), HandoverError> {
+        match self.hear(patience).await? {
+            ToHolder::Ready { version } => {
+                tracing::info!(version, "the new program could take over");
+                Ok(())
+            }
+            ToHolder::Failed { why } => Err(HandoverError::Failed(why)),
+            word @ ToHolder::Done => Err(HandoverError::OutOfTurn(format!("{word:?}"))),
+        }
+    }
+
+    /// Gives the heir the `lock`; returns once it has taken over.
+    ///
+    /// # Errors
+    /// It did not: it has been ended, and everything is the holder's again.
+    pub async fn give(&mut self, lock: BorrowedFd<'_>) -> Result<(), HandoverError> {
+        let given = match send(&self.stream, &ToHeir::Yours, &[lock]).await {
+            Ok(()) => match self.hear(TAKE_OVER).await {
+                Ok(ToHolder::Done) => Ok(()),
+                Ok(ToHolder::Failed { why }) => Err(HandoverError::Failed(why)),
+                Ok(word @ ToHolder::Ready { .. }) => Err(HandoverError::OutOfTurn(format!("{word:?}"))),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error.into()),
+        };
+        if given.is_err() {
+            self.end_heir().await;
+        }
+        given
+    }
+
+    async fn hear(&mut self, patience: Duration) -> Result<ToHolder, HandoverError> {
+        let word = timeout(patience, receive(&self.stream, &mut self.decoder)).await;
+        word.map_err(|_| HandoverError::Silent(patience))??.ok_or(HandoverError::Gone)
+    }
+
+    /// Nothing of the heir may act once the holder goes on.
+    async fn end_heir(&mut self) {
+        let ended = match self.heir.take() {
+            Some(mut heir) => {
+                // It is our child and not yet reaped, so its number is its own.
+                let _ = heir.kill();
+                tokio::task::spawn_blocking(move || heir.wait().map(drop)).await.map_err(io::Error::other).flatten()
+            }
+            None => self.kill_peer(),
+        };
+        if let Err(error) = ended {
+            tracing::error!(%error, "the new program cannot be ended");
+        }
+    }
+
+    /// Kills whoever has the other end of the socket: the process that became the new program.
+    fn kill_peer(&self) -> io::Result<()> {
+        use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+        let pid = self.stream.peer_cred()?.pid().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+        if Some(pid) != rustix::process::getppid() {
+            // It is dead already: a parent that lives does not change.
+            return Ok(());
+        }
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(pidfd_send_signal(pidfd, Signal::KILL)?)
+    }
+
+    /// Executes `exe` in place of this program, as the next heir over the same socket. Returns only where that fails; then the heir
+    /// that has taken over stays the agent.
+    pub fn become_heir(self, exe: &Path, tenants: &Path) -> HandoverError {
+        let failed = |error| HandoverError::Start { exe: exe.to_owned(), error };
+        let stdin = || -> io::Result<OwnedFd> {
+            let stream = self.stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            Ok(stream.as_fd().try_clone_to_owned()?)
+        };
+        match stdin() {
+            Ok(socket) => failed(heir_command(exe, tenants, socket).exec()),
+            Err(error) => failed(error),
+        }
+    }
+}
+
+fn heir_command(exe: &Path, tenants: &Path, socket: OwnedFd) -> Command {
+    let mut command = Command::new(exe);
+    command.arg("run").arg("--take-over").arg("--quiet").arg("--tenants").arg(tenants).stdin(Stdio::from(socket));
+    command
+}
