@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot},
+    task::{JoinHandle, JoinSet},
 };
 
 use super::status::{Failure, UpgradeRequest};
@@ -51,6 +52,8 @@ pub type Asked = (Question, oneshot::Sender<Answer>);
 
 /// A command that sends half a request is cut off after this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an agent that ends sees its last answers out.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Longest body of a question: a path has at most 4,096 bytes.
 const MAX_BODY: usize = 16 << 10;
 
@@ -63,16 +66,51 @@ pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// Answers until the loop is gone.
-pub async fn serve(listener: UnixListener, desk: Desk) {
-    while !desk.questions.is_closed() {
-        let Ok((stream, _)) = listener.accept().await else {
+/// The agent's socket while it is served.
+#[derive(Debug)]
+pub struct Socket {
+    close: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Socket {
+    /// Answers in the background from now on.
+    pub fn serve(listener: UnixListener, desk: Desk) -> Self {
+        let (close, closed) = oneshot::channel();
+        Self { close: Some(close), task: tokio::spawn(serve(listener, desk, closed)) }
+    }
+
+    /// Takes no more questions; those that came are still answered.
+    pub fn close(mut self) -> Self {
+        if let Some(close) = self.close.take() {
+            // It has ended by itself.
+            let _ = close.send(());
+        }
+        self
+    }
+
+    /// Waits until the answers are out, for a moment.
+    pub async fn finish(self) {
+        // A command that does not read its answer is left.
+        let _ = tokio::time::timeout(LAST_ANSWERS, self.close().task).await;
+    }
+}
+
+async fn serve(listener: UnixListener, desk: Desk, mut closed: oneshot::Receiver<()>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = connections.join_next(), if !connections.is_empty() => continue,
+            _ = &mut closed => break,
+        };
+        let Ok((stream, _)) = accepted else {
             // Out of descriptors, say: wait for some to be closed instead of spinning.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let desk = desk.clone();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let service = service_fn(move |request| respond(request, desk.clone()));
             // A command that went away is no error of ours.
             let _ = http1::Builder::new()
@@ -82,6 +120,8 @@ pub async fn serve(listener: UnixListener, desk: Desk) {
                 .await;
         });
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
 async fn respond(request: Request<Incoming>, desk: Desk) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
