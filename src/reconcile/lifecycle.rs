@@ -4,7 +4,10 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
-use super::event::{Change, Event, Look, NotStarted, Survey};
+use super::{
+    event::{Change, Drain, Event, Look, NotStarted, Survey},
+    tasks::Gate,
+};
 use crate::{
     desired::TenantId,
     instance::{
@@ -38,32 +41,20 @@ const DRAIN_POLL: Duration = Duration::from_millis(5);
 const PROBE: Duration = Duration::from_secs(3);
 
 /// Where a task reports to.
-pub type Reports = UnboundedSender<Event>;
-
-/// An instance that is to be stopped.
-#[derive(Debug)]
-pub struct Drain {
-    /// Whose.
-    pub id: TenantId,
-    /// Its start.
-    pub epoch: u64,
-    /// Its process.
-    pub process: Arc<Process>,
-    /// The tenant's slot in the activity page.
-    pub slot: u32,
-}
+pub(super) type Reports = UnboundedSender<Event<Arc<Process>>>;
 
 /// Starts an instance, proves it, then waits for its end. One task an instance, for its whole life.
-pub async fn start(id: TenantId, epoch: u64, spec: SpawnSpec, reports: Reports) {
+pub(super) async fn start(id: TenantId, epoch: u64, spec: SpawnSpec, gate: Gate, reports: Reports) {
     let report = |change| {
         // The loop is gone only when the agent ends.
         let _ = reports.send(Event::Instance(id.clone(), epoch, change));
     };
     let (port, key) = (spec.port, spec.key.clone());
-    let spawned = tokio::task::spawn_blocking(move || spawn::spawn(&spec)).await;
+    let spawned = tokio::task::spawn_blocking(move || gate.pass(|| spawn::spawn(&spec))).await;
     let process = match spawned {
-        Ok(Ok(process)) => Arc::new(process),
-        Ok(Err(error)) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
+        Ok(Some(Ok(process))) => Arc::new(process),
+        Ok(None) => return, // halted before it began
+        Ok(Some(Err(error))) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
         Err(error) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
     };
     report(Change::Spawned(process.clone()));
@@ -89,7 +80,7 @@ fn why(not_ready: NotReady, port: u16) -> NotStarted {
 }
 
 /// Waits for the end of an instance that an earlier agent started.
-pub async fn watch(id: TenantId, epoch: u64, process: Arc<Process>, reports: Reports) {
+pub(super) async fn watch(id: TenantId, epoch: u64, process: Arc<Process>, reports: Reports) {
     let exit = process.exited().await;
     let _ = reports.send(Event::Instance(id, epoch, Change::Exited(exit)));
 }
@@ -97,7 +88,7 @@ pub async fn watch(id: TenantId, epoch: u64, process: Arc<Process>, reports: Rep
 /// Waits until nothing is in flight for `slot` (the row says `draining` already), then ends the process.
 ///
 /// The exit itself is reported by the task that waits for it.
-pub async fn drain_and_stop(drain: Drain, activity: Arc<Activity>, reports: Reports) {
+pub(super) async fn drain_and_stop(drain: Drain<Arc<Process>>, activity: Arc<Activity>, reports: Reports) {
     let Drain { id, epoch, process, slot } = drain;
     if !drained(&activity, slot, DRAIN).await {
         tracing::warn!(tenant = %id, epoch, "requests are still in flight after {} s: the instance is stopped all the same", DRAIN.as_secs());
@@ -122,11 +113,11 @@ async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
 }
 
 /// Finds out whether one of `found` is the instance that the record `(epoch, key)` names, and which are not.
-pub async fn look(id: TenantId, epoch: u64, secret: Secret, found: Vec<Found>, reports: Reports) {
+pub(super) async fn look(id: TenantId, epoch: u64, secret: Secret, found: Vec<Found>, reports: Reports) {
     let _ = reports.send(Event::Looked(id.clone(), look_at(&id, epoch, &secret, found).await));
 }
 
-async fn look_at(id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) -> Look {
+async fn look_at(id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) -> Look<Arc<Process>> {
     let key = instance_key::derive(secret, id, epoch);
     let mut unproved = Vec::new();
     for found in found {
@@ -149,7 +140,7 @@ async fn answers(port: u16, key: &str) -> bool {
 }
 
 /// Ends every process of a tenant that nothing proves to be ours, and reports the last exit as that of epoch 0.
-pub async fn stop_unproved(id: TenantId, processes: Vec<Arc<Process>>, reports: Reports) {
+pub(super) async fn stop_unproved(id: TenantId, processes: Vec<Arc<Process>>, reports: Reports) {
     let mut exit = None;
     for process in processes {
         exit = Some(stop::stop(&process, TERM_GRACE).await);
@@ -160,7 +151,7 @@ pub async fn stop_unproved(id: TenantId, processes: Vec<Arc<Process>>, reports: 
 }
 
 /// Scans for the processes of `id`, then looks at them.
-pub async fn scan_and_look(id: TenantId, epoch: u64, secret: Secret, state_dir: PathBuf, reports: Reports) {
+pub(super) async fn scan_and_look(id: TenantId, epoch: u64, secret: Secret, state_dir: PathBuf, reports: Reports) {
     let found = tokio::task::spawn_blocking(move || scan::scan(&state_dir)).await;
     let look = match found {
         Ok(Ok(found)) => look_at(&id, epoch, &secret, found.into_iter().filter(|found| found.id == id).collect()).await,
@@ -172,7 +163,12 @@ pub async fn scan_and_look(id: TenantId, epoch: u64, secret: Secret, state_dir: 
 
 /// A look at all that runs beside the `instances` (by process id, with what was last measured and may still hold), blocking;
 /// measures those and rotates the logs on the way.
-pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, instances: HashMap<u32, Option<Memory>>, reports: Reports) -> impl FnOnce() {
+pub(super) fn survey(
+    state_dir: PathBuf,
+    user_dirs: Vec<PathBuf>,
+    instances: HashMap<u32, Option<Memory>>,
+    reports: Reports,
+) -> impl FnOnce() {
     move || {
         let logs = user_dirs.into_iter().map(|dir| dir.join("sq.log")).chain(["access.log", "proxy.log"].map(|name| state_dir.join(name)));
         for log in logs {

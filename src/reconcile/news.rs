@@ -1,27 +1,25 @@
 //! Takes in what happened: to instances, to looks, to the host, to the proxy.
 
-use std::sync::Arc;
-
 use super::{
-    agent::{Agent, SURVEY},
+    core::{Core, SURVEY},
     event::{Change, Event, Look, NotStarted, Survey},
     health::{Health, Verdict},
-    lifecycle,
+    world::{Handle, Records, World},
 };
 use crate::{
     desired::TenantId,
-    instance::process::{Exit, Process},
+    instance::process::Exit,
     observed::{Known, Moment, Running, State, StopReason},
-    proxy::{NudgeReason, credentials, supervisor::ProxyEvent},
-    store::{InstanceRecord, unix_now},
+    proxy::{NudgeReason, supervisor::ProxyEvent},
+    store::InstanceRecord,
 };
 
 /// After so many surveys (5 min) each instance's memory has been measured anew, also where its own pages are the same.
 const MEASURED_ANEW: u64 = 15;
 
-impl Agent {
-    pub(super) fn take_in(&mut self, event: Event) {
-        let now = Moment::now();
+impl<W: World> Core<W> {
+    /// News from the world's tasks.
+    pub fn take_in(&mut self, event: Event<W::Process>, now: Moment) {
         match event {
             Event::Instance(id, epoch, change) if self.is_current(&id, epoch, &change) => self.changed(&id, epoch, change, now),
             Event::Instance(..) => {}
@@ -31,7 +29,7 @@ impl Agent {
         }
     }
 
-    fn changed(&mut self, id: &TenantId, epoch: u64, change: Change, now: Moment) {
+    fn changed(&mut self, id: &TenantId, epoch: u64, change: Change<W::Process>, now: Moment) {
         match change {
             Change::Spawned(process) => self.spawned(id, epoch, process),
             Change::Ready => self.ready(id, epoch, now),
@@ -48,7 +46,7 @@ impl Agent {
         }
     }
 
-    fn spawned(&mut self, id: &TenantId, epoch: u64, process: Arc<Process>) {
+    fn spawned(&mut self, id: &TenantId, epoch: u64, process: W::Process) {
         let port = self.observed.known.get(id).and_then(|known| known.port).unwrap_or(0);
         let record = InstanceRecord {
             epoch,
@@ -57,9 +55,9 @@ impl Agent {
             boot_id: self.boot_id.clone(),
             port,
             program: self.observed.program.clone(),
-            started_at: unix_now(),
+            started_at: self.world.unix_now(),
         };
-        if let Err(error) = self.store.record_instance(id, &record) {
+        if let Err(error) = self.world.records().record_instance(id, &record) {
             tracing::error!(tenant = %id, %error, "the instance cannot be noted; a restarted agent finds it in /proc");
         }
         self.processes.insert(id.clone(), process);
@@ -68,7 +66,8 @@ impl Agent {
     fn ready(&mut self, id: &TenantId, epoch: u64, now: Moment) {
         self.queue.done(id);
         let Some(process) = self.processes.get(id) else { return };
-        let running = Running { epoch, pid: process.pid(), program: self.observed.program.clone(), since: now, started_at: unix_now() };
+        let running =
+            Running { epoch, pid: process.pid(), program: self.observed.program.clone(), since: now, started_at: self.world.unix_now() };
         if let Some(known) = self.observed.known.get_mut(id) {
             tracing::info!(tenant = %id, epoch, pid = running.pid, port = known.port, "instance is ready");
             known.restarts += u64::from(known.started_before);
@@ -120,7 +119,7 @@ impl Agent {
     }
 
     fn clear_instance(&mut self, id: &TenantId) {
-        if let Err(error) = self.store.clear_instance(id) {
+        if let Err(error) = self.world.records().clear_instance(id) {
             tracing::error!(tenant = %id, %error, "the end of an instance cannot be noted");
         }
     }
@@ -143,7 +142,7 @@ impl Agent {
         self.touch(id);
     }
 
-    fn looked(&mut self, id: &TenantId, look: Look, now: Moment) {
+    fn looked(&mut self, id: &TenantId, look: Look<W::Process>, now: Moment) {
         let Some(known) = self.observed.known.get_mut(id) else { return };
         match look {
             Look::Gone => known.state = State::Absent,
@@ -153,7 +152,7 @@ impl Agent {
             }
             Look::Ours { process, epoch, port } => {
                 tracing::info!(tenant = %id, epoch, pid = process.pid(), port, "instance adopted");
-                let record = self.records.remove(id).filter(|record| record.epoch == epoch);
+                let record = self.instances.remove(id).filter(|record| record.epoch == epoch);
                 known.port = Some(port);
                 known.started_before = true;
                 known.state = State::Running(Running {
@@ -165,33 +164,28 @@ impl Agent {
                 });
                 self.ports.give(port, id);
                 self.processes.insert(id.clone(), process.clone());
-                tokio::spawn(lifecycle::watch(id.clone(), epoch, process, self.reports.clone()));
+                self.world.watch(id, epoch, &process);
                 self.stop_if_ending(id, now);
             }
             Look::Unproved(processes) => {
                 tracing::warn!(tenant = %id, count = processes.len(), "nothing proves these processes to be ours: they are stopped before another start");
                 known.state = State::Stopping { epoch: 0, why: StopReason::Unproved };
-                tokio::spawn(lifecycle::stop_unproved(id.clone(), processes, self.reports.clone()));
+                self.world.stop_unproved(id, processes);
             }
         }
         self.touch(id);
     }
 
     /// Looks at everything that really runs, off the loop.
-    pub(super) fn survey(&mut self) {
+    pub(super) fn survey(&mut self, now: Moment) {
         if std::mem::replace(&mut self.surveying, true) {
             return;
         }
         // In turn, one part at each survey is measured anew: what it shares with others may have changed.
-        let part = Moment::now().as_millis() / u64::try_from(SURVEY.as_millis()).unwrap_or(u64::MAX) % MEASURED_ANEW;
+        let part = now.as_millis() / u64::try_from(SURVEY.as_millis()).unwrap_or(u64::MAX) % MEASURED_ANEW;
         let last = |id, pid: u32| self.memory.get(id).copied().filter(|_| u64::from(pid) % MEASURED_ANEW != part);
         let instances = self.processes.iter().map(|(id, process)| (process.pid(), last(id, process.pid()))).collect();
-        tokio::task::spawn_blocking(lifecycle::survey(
-            self.desired.state_dir.clone(),
-            self.desired.tenants.keys().map(|id| self.user_dir(id)).collect(),
-            instances,
-            self.reports.clone(),
-        ));
+        self.world.survey(&self.desired, instances);
     }
 
     fn surveyed(&mut self, survey: Survey) {
@@ -201,9 +195,7 @@ impl Agent {
         let strays: Vec<_> = survey.found.into_iter().filter(|found| !owner.contains_key(&found.pid) && self.is_stray(&found.id)).collect();
         self.memory = memory;
         for found in strays {
-            if let Ok(Some(process)) = Process::adopt(found.pid, found.start_time) {
-                self.end_stray(&found.id, Arc::new(process));
-            }
+            self.end_stray(&found);
         }
     }
 
@@ -213,9 +205,8 @@ impl Agent {
     }
 
     /// Takes in what was answered since the last turn of the wheel, and asks whoever is due and was not seen to answer by the proxy.
-    pub(super) fn probe(&mut self) {
-        let now = Moment::now();
-        for ((id, epoch), answered) in self.pulse.collect(now) {
+    pub(super) fn probe(&mut self, now: Moment) {
+        for ((id, epoch), answered) in self.world.answers(now) {
             self.probed(&id, epoch, answered);
         }
         if self.stopping {
@@ -228,16 +219,16 @@ impl Agent {
         for id in self.health.step(all) {
             let Some(known) = self.observed.known.get(&id) else { continue };
             let State::Running(running) = &known.state else { continue };
-            let seen =
-                self.activity.slot(known.slot).is_some_and(|slot| slot.snapshot().last_answer.is_some_and(|at| u64::from(at) >= since));
+            let seen = self.world.last_answer(known.slot).is_some_and(|at| u64::from(at) >= since);
             // An unhealthy one is asked itself: what the proxy saw may be the answer before it hung.
             if let Some(port) = known.port.filter(|_| !seen || known.unhealthy) {
-                self.pulse.ask((id, running.epoch), port, now);
+                self.world.ask(&id, running.epoch, port, now);
             }
         }
     }
 
-    pub(super) fn hear_proxy(&mut self, event: ProxyEvent) {
+    /// News from the proxy.
+    pub fn hear_proxy(&mut self, event: ProxyEvent, now: Moment) {
         match event {
             ProxyEvent::Up { pid, .. } => {
                 tracing::info!(pid, "proxy is up");
@@ -255,18 +246,18 @@ impl Agent {
                 self.note_event(None, "settings_refused", &why);
                 self.proxy.detail = Some(format!("refused the new settings: {why}"));
             }
-            ProxyEvent::Nudge { id, reason } => self.nudged(&id, reason),
+            ProxyEvent::Nudge { id, reason } => self.nudged(&id, reason, now),
         }
     }
 
     /// A user waits for this tenant's instance, or met something else in its place.
-    fn nudged(&mut self, id: &TenantId, reason: NudgeReason) {
+    fn nudged(&mut self, id: &TenantId, reason: NudgeReason, now: Moment) {
         let Some(known) = self.observed.known.get_mut(id) else { return };
         match (&known.state, reason) {
             // Its process lives, or its exit would be known: ask it at once instead of at its turn.
             (State::Running(running), NudgeReason::Refused) => {
                 if let Some(port) = known.port {
-                    self.pulse.ask((id.clone(), running.epoch), port, Moment::now());
+                    self.world.ask(id, running.epoch, port, now);
                 }
             }
             (State::Running(running), NudgeReason::WrongInstance) => {
@@ -284,14 +275,9 @@ impl Agent {
 
     /// Reads keys and certificates anew and hands them to the proxy; what cannot be read leaves the old ones in force.
     pub(super) fn renew_settings(&mut self) {
-        match credentials::settings(&self.desired) {
-            Ok(settings) => {
-                self.settings.send_replace(Arc::new(settings));
-            }
-            Err(error) => {
-                tracing::error!(%error, "keys or certificates cannot be read; the old ones stay in force");
-                self.note_event(None, "settings_refused", &error.to_string());
-            }
+        if let Err(error) = self.world.renew_settings(&self.desired) {
+            tracing::error!(error, "keys or certificates cannot be read; the old ones stay in force");
+            self.note_event(None, "settings_refused", &error);
         }
     }
 }

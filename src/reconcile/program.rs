@@ -1,17 +1,14 @@
 //! The sq program: found or installed off the loop; nothing starts without it, nothing stops for want of it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use super::{agent::Agent, event::Event};
-use crate::{
-    desired,
-    instance::binary::{self, SqBinary},
-};
+use super::{core::Core, world::World};
+use crate::instance::binary::SqBinary;
 
 /// Between two tries to get a program that cannot be had.
 const RETRY: Duration = Duration::from_secs(60);
 
-impl Agent {
+impl<W: World> Core<W> {
     /// The program is there.
     pub fn set_program(&mut self, program: SqBinary) {
         tracing::info!(path = %program.path.display(), version = %program.version, "sq is there");
@@ -21,17 +18,8 @@ impl Agent {
     }
 
     /// Looks for the desired program, or installs it; what runs goes on meanwhile.
-    pub fn find_program(&self) {
-        self.find_program_after(Duration::ZERO);
-    }
-
-    pub(super) fn find_program_after(&self, wait: Duration) {
-        let (desired, reports) = (Arc::clone(&self.desired), self.reports.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            let found = binary::ensure(&desired.sq, &desired.state_dir, &|line| tracing::info!("{line}")).await;
-            let _ = reports.send(Event::Program(desired.sq.identity(), found.map_err(|error| error.to_string())));
-        });
+    pub fn find_program(&mut self) {
+        self.world.find_program(&self.desired.sq, Duration::ZERO);
     }
 
     /// The search for the program named `identity` ended; one that is not desired any more is no news.
@@ -44,14 +32,14 @@ impl Agent {
             Err(error) => {
                 tracing::error!(error, "sq cannot be had: what runs goes on, nothing is started; tried again in a minute");
                 self.note_event(None, "sq_missing", &error);
-                self.find_program_after(RETRY);
+                self.world.find_program(&self.desired.sq, RETRY);
             }
         }
     }
 
     /// Keeps `text`, the tenants.toml in force, for a restart that finds a bad one.
-    pub fn save_last_good(&self, text: &str) {
-        if let Err(error) = desired::save_last_good(self.intake.file(), text, &self.desired.state_dir) {
+    pub fn save_last_good(&mut self, text: &str) {
+        if let Err(error) = self.world.save_last_good(text) {
             tracing::error!(%error, "a restart depends on tenants.toml itself being good");
         }
     }
