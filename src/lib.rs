@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod daemon;
 pub mod desired;
 pub mod handover;
 pub mod instance;

@@ -1,6 +1,7 @@
 //! The life of the process: its terms, and what happens between them.
 
 use std::{
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -8,16 +9,18 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::{sync::mpsc, time::timeout};
+use http::StatusCode;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use tokio::sync::mpsc;
 
 use super::{
     check::check,
     signals::{self, Asked},
     systemd,
-    term::{End, Term, TermParts},
+    term::{End, Reply, Term, TermParts},
 };
 use crate::{
-    admin::status::Failure,
+    admin::{server, status::Failure},
     desired::{self, Desired, Rejected},
     handover::{Heir, Holder},
     store::{AgentLock, LockError, Store},
@@ -28,8 +31,19 @@ pub enum Start {
     /// It takes the state directory, which is free.
     Fresh,
     /// Another agent hands it over.
-    TakeOver(Heir),
+    TakeOver {
+        /// The conversation with it.
+        heir: Heir,
+        /// It is this process's child, since this process was that agent before it executed the new program.
+        child: Option<Pid>,
+    },
 }
+
+/// The conversation with the agent before, and that one where it is this process's child.
+type Inheritance = (Heir, Option<Pid>);
+
+/// Told when a term serves, with where to ask its loop.
+pub type Serving = Box<dyn Fn(&Arc<Desired>, mpsc::Sender<server::Asked>) + Send + Sync>;
 
 /// What [`run`] needs.
 pub struct Options {
@@ -37,8 +51,8 @@ pub struct Options {
     pub file: PathBuf,
     /// How it begins.
     pub start: Start,
-    /// Told once when the first term serves.
-    pub serving: Box<dyn Fn(&Arc<Desired>, &Term) + Send>,
+    /// Told when a term serves.
+    pub serving: Serving,
 }
 
 /// The state to bring about: the file's, or its last good copy where the file is refused.
@@ -74,79 +88,114 @@ impl Loaded {
 ///
 /// # Errors
 /// What keeps the agent from serving, for a person.
-pub async fn run(options: Options, mut loaded: Loaded) -> anyhow::Result<ExitCode> {
+pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<ExitCode> {
     let Options { file, start, serving } = options;
     let mut signals = signals::listen().context("listening for signals")?;
-    let (lock, mut heir) = match start {
-        Start::Fresh => (lock(&loaded.desired.state_dir).await?, None),
-        Start::TakeOver(heir) => {
-            let (lock, heir) = inherit(heir, &loaded.desired).await?;
-            (lock, Some(heir))
+    match start {
+        Start::Fresh => {
+            let lock = lock(&loaded.desired.state_dir).await?;
+            serve(&file, loaded, lock, None, &serving, &mut signals).await
         }
-    };
+        Start::TakeOver { heir, child } => match (take_over(&file, loaded, (heir, child), &serving, &mut signals).await, child) {
+            (Err(error), Some(child)) => {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    pid = child.as_raw_pid(),
+                    "the agent stays a process of its own; this one waits for it"
+                );
+                wait_for(child, &mut signals).await
+            }
+            (outcome, _) => outcome,
+        },
+    }
+}
+
+async fn take_over(
+    file: &Path,
+    loaded: Loaded,
+    (mut heir, child): Inheritance,
+    serving: &Serving,
+    signals: &mut mpsc::Receiver<Asked>,
+) -> anyhow::Result<ExitCode> {
+    if let Err(error) = check(&loaded.desired) {
+        heir.failed(&format!("{error:#}")).await;
+        return Err(error);
+    }
+    let handed = heir.inherit().await?;
+    reap_ended_children();
+    match AgentLock::inherit(handed, &loaded.desired.state_dir) {
+        Ok(lock) => serve(file, loaded, lock, Some((heir, child)), serving, signals).await,
+        Err(error) => {
+            heir.failed(&error.to_string()).await;
+            Err(error.into())
+        }
+    }
+}
+
+/// One term after another: more than one only where a new program did not take over.
+async fn serve(
+    file: &Path,
+    mut loaded: Loaded,
+    lock: AgentLock,
+    mut inheritance: Option<Inheritance>,
+    serving: &Serving,
+    signals: &mut mpsc::Receiver<Asked>,
+) -> anyhow::Result<ExitCode> {
     loop {
         let desired = loaded.desired.clone();
-        let begun = Term::begin(TermParts { file: file.clone(), loaded, replace_proxy: heir.is_some() }).await;
-        let mut term = match (begun, heir.take()) {
+        // Where a process inherits from its child, that one is of the same program, and so is its proxy.
+        let replace_proxy = inheritance.as_ref().is_some_and(|(_, child)| child.is_none());
+        let term = match (Term::begin(TermParts { file: file.to_owned(), loaded, replace_proxy }).await, inheritance.take()) {
             (Ok(term), None) => term,
-            (Ok(mut term), Some(heir)) => match term.settled().await {
-                Ok(()) => {
-                    term.successor = heir.done().await.inspect_err(|error| tracing::warn!(%error, "the agent before is gone already")).ok();
-                    term
-                }
-                Err(why) => {
-                    term.leave().await;
-                    heir.failed(&why).await;
-                    anyhow::bail!(why);
-                }
-            },
-            (Err(error), heir) => {
-                if let Some(heir) = heir {
+            (Ok(term), Some(inheritance)) => settle(term, inheritance).await?,
+            (Err(error), inheritance) => {
+                if let Some((heir, _)) = inheritance {
                     heir.failed(&format!("{error:#}")).await;
                 }
                 return Err(error);
             }
         };
         systemd::ready(&format!("serving {} tenants", desired.tenants.len()));
-        serving(&desired, &term);
-        match term.attend(&mut signals).await? {
-            End::Stopped => {
-                drop(lock);
-                return Ok(ExitCode::SUCCESS);
-            }
+        serving(&desired, term.questions());
+        match term.attend(signals).await? {
+            End::Stopped => return Ok(ExitCode::SUCCESS),
             End::Left => {
                 lock.let_go();
                 return Ok(ExitCode::SUCCESS);
             }
-            End::HandOver { exe, mut holder, answer } => match give(&mut holder, &lock, &desired.state_dir).await {
-                Ok(()) => return follow(exe, holder, answer, &file, lock, &mut signals).await,
+            End::HandOver { exe, mut holder, reply } => match give(&mut holder, &lock, &desired.state_dir).await {
+                Ok(()) => {
+                    lock.let_go();
+                    return follow(exe, holder, reply, file, signals).await;
+                }
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "the new program did not take over; this one goes on");
-                    if let Some(answer) = answer {
-                        answer.give(Err(format!("the new program did not take over, and the old one goes on: {error:#}"))).await;
+                    if let Some(reply) = reply {
+                        let detail = format!("the new program did not take over, and the old one goes on: {error:#}");
+                        reply.give(Err((StatusCode::CONFLICT, detail))).await;
                     }
                 }
             },
         }
-        loaded = Loaded::from(&file).map_err(|rejected| anyhow::anyhow!("{}", rejected.summary()))?;
+        loaded = Loaded::from(file).map_err(|rejected| anyhow::anyhow!("{}", rejected.summary()))?;
     }
 }
 
-/// Takes the host over from the agent that `heir` speaks with.
-async fn inherit(mut heir: Heir, desired: &Desired) -> anyhow::Result<(AgentLock, Heir)> {
-    if let Err(error) = check(desired) {
-        heir.failed(&format!("{error:#}")).await;
-        return Err(error);
-    }
-    let handed = heir.inherit().await?;
-    // A process that was executed in place of an agent has that one's children. Those that ended meanwhile are reaped here; their
-    // end is found as that of any instance that is not there any more.
-    crate::sys::reap_ended_children();
-    match AgentLock::inherit(handed, &desired.state_dir) {
-        Ok(lock) => Ok((lock, heir)),
-        Err(error) => {
-            heir.failed(&error.to_string()).await;
-            Err(error.into())
+/// Sees a term that was taken over through to where the agent before may let go.
+async fn settle(mut term: Term, (heir, child): Inheritance) -> anyhow::Result<Term> {
+    match term.settled().await {
+        Ok(()) => {
+            match (heir.done().await, child) {
+                (Ok(holder), None) => term.succeeded_by(holder),
+                (Err(error), None) => tracing::warn!(%error, "the agent before is gone: this process stays the agent"),
+                (_, Some(child)) => drop(tokio::task::spawn_blocking(move || waitid(WaitId::Pid(child), WaitIdOptions::EXITED))),
+            }
+            Ok(term)
+        }
+        Err(why) => {
+            term.leave().await;
+            heir.failed(&why).await;
+            anyhow::bail!(why)
         }
     }
 }
@@ -163,26 +212,74 @@ async fn give(holder: &mut Holder, lock: &AgentLock, state_dir: &Path) -> anyhow
     Ok(given?)
 }
 
-/// The heir has the host: this process ends, or becomes the new program where it was the old one.
+/// The heir has the host. Where it is this process's child, this process becomes the new program and inherits in turn; else it ends.
 async fn follow(
     exe: Option<PathBuf>,
     holder: Holder,
-    answer: Option<Answer>,
+    reply: Option<Reply>,
     file: &Path,
-    lock: AgentLock,
     signals: &mut mpsc::Receiver<Asked>,
 ) -> anyhow::Result<ExitCode> {
-    lock.let_go();
-    let Some(exe) = exe else { return Ok(ExitCode::SUCCESS) };
-    if let Some(answer) = answer {
+    let (Some(exe), Some(child)) = (exe, holder.child()) else { return Ok(ExitCode::SUCCESS) };
+    if let Some(reply) = reply {
         let detail = format!("{} has taken over", exe.display());
-        answer.give(serde_json::to_vec(&Failure { detail }).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))).await;
+        let answer = serde_json::to_vec(&Failure { detail }).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()));
+        reply.give(answer).await;
     }
+    // Who asked this process to end means the agent, which is the child now.
     if let Ok(asked) = signals.try_recv() {
-        // Who asked this process to end means the agent, which is the heir now.
-        return pass_on(asked, holder).await;
+        pass_on(asked, child);
+    } else {
+        let error = holder.become_heir(&exe, file, child);
+        tracing::warn!(%error, pid = child.as_raw_pid(), "the new program stays a process of its own; this one waits for it");
     }
-    let error = holder.become_heir(&exe, file);
-    tracing::warn!(%error, "the new program goes on as a process of its own");
-    Ok(ExitCode::SUCCESS)
+    wait_for(child, signals).await
+}
+
+/// Waits for the agent that is this process's child, passes on what is asked of it, and ends as it does: whoever supervises this
+/// process sees the agent through it.
+async fn wait_for(child: Pid, signals: &mut mpsc::Receiver<Asked>) -> anyhow::Result<ExitCode> {
+    const PROOF_OF_LIFE: Duration = Duration::from_secs(5);
+    let mut alive = tokio::time::interval(PROOF_OF_LIFE);
+    let mut ended = tokio::task::spawn_blocking(move || waitid(WaitId::Pid(child), WaitIdOptions::EXITED));
+    loop {
+        tokio::select! {
+            ended = &mut ended => {
+                let status = ended.context("waiting for the agent")?.context("waiting for the agent")?;
+                let code = status.and_then(|status| status.exit_status()).and_then(|code| u8::try_from(code).ok());
+                return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
+            }
+            Some(asked) = signals.recv() => pass_on(asked, child),
+            _ = alive.tick() => systemd::alive(),
+        }
+    }
+}
+
+fn pass_on(asked: Asked, child: Pid) {
+    let signal = match asked {
+        Asked::Reload => Signal::HUP,
+        Asked::Stop => Signal::INT,
+        Asked::Terminate => Signal::TERM,
+    };
+    // It is not reaped yet, so its number is its own; where it has ended, that is what the caller waits for.
+    let _ = kill_process(child, signal);
+}
+
+/// A process that executed the new program has the children of the old one. Those that ended meanwhile are reaped here, before any
+/// is adopted; that they are gone is found as after any crash.
+fn reap_ended_children() {
+    while matches!(waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG), Ok(Some(_))) {}
+}
+
+/// The state directory for this agent alone. A killed agent with thousands of instances takes a moment to let go of it.
+async fn lock(state_dir: &Path) -> Result<AgentLock, LockError> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const POLL: Duration = Duration::from_millis(50);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match AgentLock::take(state_dir) {
+            Err(LockError::Held { .. }) if tokio::time::Instant::now() < deadline => tokio::time::sleep(POLL).await,
+            taken => return taken,
+        }
+    }
 }

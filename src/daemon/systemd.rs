@@ -24,11 +24,6 @@ pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Another process is the agent from now on.
-pub(super) fn main_pid(pid: u32) {
-    tell(&[NotifyState::MainPid(pid)]);
-}
-
 /// The loop turns: the watchdog's proof of life.
 pub fn alive() {
     tell(&[NotifyState::Watchdog]);
@@ -93,7 +88,9 @@ fn unit() -> Option<String> {
 fn unit_of(cgroups: &str) -> Option<String> {
     let path = |prefix: &str| cgroups.lines().find_map(|line| line.strip_prefix(prefix));
     let service = |path: &str| path.rsplit('/').find(|part| part.ends_with(".service")).map(str::to_owned);
-    path("0::").and_then(service).or_else(|| cgroups.lines().find_map(|line| line.split_once(":name=systemd:")).and_then(|(_, path)| service(path)))
+    path("0::")
+        .and_then(service)
+        .or_else(|| cgroups.lines().find_map(|line| line.split_once(":name=systemd:")).and_then(|(_, path)| service(path)))
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use super::{run::Loaded, signals::Asked, systemd};
 use crate::{
     admin::{
         self,
-        server::{Answer, Desk, Question, Socket, UpgradeAsked},
+        server::{Answer, Desk, Socket, UpgradeAsked},
     },
-    desired::{Desired, Watch},
+    desired::Watch,
     handover::Holder,
     instance::{binary, limits},
     proxy::{
@@ -49,7 +49,7 @@ pub(super) struct TermParts {
 }
 
 /// Everything that an agent keeps open.
-pub struct Term {
+pub(super) struct Term {
     file: PathBuf,
     to_loop: mpsc::Sender<Signal>,
     running: JoinHandle<Agent>,
@@ -99,7 +99,7 @@ impl Reply {
 impl Term {
     /// Opens everything and starts the loop. The caller holds the lock.
     pub(super) async fn begin(parts: TermParts) -> anyhow::Result<Self> {
-        let TermParts { file, loaded: Loaded { desired, text, rejected }, replace_proxy } = parts;
+        let TermParts { file, loaded: Loaded { desired, text, rejected }, replace_proxy: _ } = parts;
         limits::prepare_agent_limits()?;
         let opened = Store::open(&desired.state_dir)?;
         if let Some(moved) = &opened.corrupt_moved_to {
@@ -138,8 +138,6 @@ impl Term {
             activity,
             settings,
             events: proxy_events,
-            replace: replace_proxy,
-            network: None,
         })
         .await?;
         agent.listens_on(supervisor.addresses());
@@ -158,7 +156,7 @@ impl Term {
     }
 
     /// For questions to the loop.
-    pub fn questions(&self) -> mpsc::Sender<(Question, oneshot::Sender<Answer>)> {
+    pub(super) fn questions(&self) -> mpsc::Sender<admin::server::Asked> {
         self.questions.clone()
     }
 
@@ -169,7 +167,7 @@ impl Term {
     pub(super) async fn settled(&mut self) -> Result<(), String> {
         let all = async {
             self.settled.wait_for(|&settled| settled).await.map_err(|_| "the loop ended".to_owned())?;
-            self.supervisor.up().await.map_err(|error| error.to_string())
+            Ok(())
         };
         tokio::time::timeout(SETTLE, all).await.unwrap_or_else(|_| Err(format!("it had not taken over after {} s", SETTLE.as_secs())))
     }
@@ -196,7 +194,8 @@ impl Term {
                     }
                     Asked::Stop | Asked::Terminate => return self.stop(signals).await,
                 },
-                Some((exe, sender)) = self.upgrades.recv() => {
+                // While this process itself is about to be succeeded, the next one is asked again.
+                Some((exe, sender)) = self.upgrades.recv(), if self.successor.is_none() => {
                     tracing::info!(exe = %exe.display(), "an upgrade is asked for");
                     match Holder::start(&exe, &self.file).await {
                         Ok(holder) => {
@@ -232,7 +231,7 @@ impl Term {
         // The loop is gone only when it has ended.
         let _ = self.to_loop.send(Signal::HandOver).await;
         let _ = self.running.await;
-        self.supervisor.detach().await;
+        self.supervisor.detach();
         socket
     }
 

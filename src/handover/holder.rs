@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::wire::{ToHeir, ToHolder};
@@ -51,8 +52,14 @@ pub enum HandoverError {
     #[error("the lock of the state directory did not come along")]
     NoLock,
     /// The conversation broke.
-    #[error(transparent)]
-    Control(#[from] ControlError),
+    #[error("{0}")]
+    Control(String),
+}
+
+impl From<ControlError> for HandoverError {
+    fn from(error: ControlError) -> Self {
+        Self::Control(error.to_string())
+    }
 }
 
 /// The agent that holds the host, in conversation with the one that is to have it.
@@ -149,7 +156,6 @@ impl Holder {
 
     /// Kills whoever has the other end of the socket: the process that became the new program.
     fn kill_peer(&self) -> io::Result<()> {
-        use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
         let pid = self.stream.peer_cred()?.pid().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
         if Some(pid) != rustix::process::getppid() {
             // It is dead already: a parent that lives does not change.
@@ -159,17 +165,22 @@ impl Holder {
         Ok(pidfd_send_signal(pidfd, Signal::KILL)?)
     }
 
-    /// Executes `exe` in place of this program, as the next heir over the same socket. Returns only where that fails; then the heir
-    /// that has taken over stays the agent.
-    pub fn become_heir(self, exe: &Path, tenants: &Path) -> HandoverError {
+    /// The heir, where it is this process's child.
+    pub fn child(&self) -> Option<Pid> {
+        self.heir.as_ref().map(Pid::from_child)
+    }
+
+    /// Executes `exe` in place of this program, as the next heir over the same socket; `child` is the one that has taken over. Returns
+    /// only where that fails; then the child stays the agent.
+    pub fn become_heir(self, exe: &Path, tenants: &Path, child: Pid) -> HandoverError {
         let failed = |error| HandoverError::Start { exe: exe.to_owned(), error };
         let stdin = || -> io::Result<OwnedFd> {
             let stream = self.stream.into_std()?;
             stream.set_nonblocking(false)?;
-            Ok(stream.as_fd().try_clone_to_owned()?)
+            stream.as_fd().try_clone_to_owned()
         };
         match stdin() {
-            Ok(socket) => failed(heir_command(exe, tenants, socket).exec()),
+            Ok(socket) => failed(heir_command(exe, tenants, socket).arg("--child").arg(child.as_raw_pid().to_string()).exec()),
             Err(error) => failed(error),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{core::Core, event::Event, host::Host};
 use crate::{
@@ -18,6 +18,8 @@ const BATCH: usize = 256;
 /// The loop and the host it acts on.
 pub struct Agent {
     pub(super) core: Core<Host>,
+    /// Whether the rows in the table are this agent's.
+    pub(super) settled: watch::Sender<bool>,
 }
 
 /// News from the tasks that carry out actions.
@@ -55,6 +57,7 @@ impl Agent {
         loop {
             let now = Moment::now();
             self.core.round(now);
+            self.settled.send_if_modified(|settled| !std::mem::replace(settled, self.core.is_settled()) && self.core.is_settled());
             if self.core.is_over() {
                 return self;
             }
@@ -91,6 +94,11 @@ impl Agent {
     /// waited for. What a cut-off task leaves half done is what a killed agent leaves: the next one takes it from there.
     pub async fn halt(&mut self) {
         self.core.world.halt().await;
+    }
+
+    /// Turns true once it is clear which of the instances that ran before live, and the routes say so.
+    pub fn settled(&self) -> watch::Receiver<bool> {
+        self.settled.subscribe()
     }
 
     /// The program is there.

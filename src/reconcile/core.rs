@@ -226,6 +226,11 @@ impl<W: World> Core<W> {
         self.stopping && self.observed.known.values().all(gone)
     }
 
+    /// Whether the rows in the table are this agent's.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
     /// At the start the table keeps the rows of an earlier agent until it is clear which instances live, so that no request
     /// waits for what was ready all along.
     fn settled(&mut self, now: Moment) -> bool {

@@ -69,6 +69,6 @@ impl Agent {
         };
         let state_dir = desired.state_dir.clone();
         let (host, events) = Host::new(HostParts { file, state_dir, store, table, activity, instance_secret, settings });
-        Ok((Self { core: Core::new(host, start, Moment::now())? }, events))
+        Ok((Self { core: Core::new(host, start, Moment::now())?, settled: watch::Sender::new(false) }, events))
     }
 }

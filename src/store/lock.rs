@@ -83,6 +83,12 @@ impl AgentLock {
         Ok(Self { file: Some(file), run_dir: state_dir.join("run") })
     }
 
+    /// Whether some agent holds the state directory now.
+    pub fn is_held(state_dir: &Path) -> bool {
+        // Shared, and let go at once: an agent that tries just now tries again.
+        File::open(state_dir.join("ports.lock")).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// For the agent that is to have the lock; both hold it then.
     pub fn hand_on(&self) -> io::Result<OwnedFd> {
         self.file.as_ref().ok_or(io::ErrorKind::NotFound)?.as_fd().try_clone_to_owned()
