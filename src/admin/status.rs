@@ -15,8 +15,30 @@ pub struct Status {
     pub proxy: ProxyStatus,
     /// Removals that wait for `sq-agent confirm`, if any.
     pub held: Option<Held>,
+    /// Where the roll-out of another sq stands, if one is under way or went back.
+    #[serde(default)]
+    pub rollout: Option<RolloutStatus>,
     /// Every tenant that has a place on this host, by id.
     pub tenants: Vec<TenantStatus>,
+}
+
+/// How another sq reaches the tenants: one first, then 1 %, 10 %, all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutStatus {
+    /// The new program.
+    pub to: String,
+    /// The one before.
+    pub from: String,
+    /// Tenants that are to have it.
+    pub total: usize,
+    /// Tenants that were given it.
+    pub moved: usize,
+    /// Of these, running well on it.
+    pub healthy: usize,
+    /// Of these, crashed on it.
+    pub crashed: usize,
+    /// It went back; `sq-agent confirm` with this tries it once more.
+    pub try_again: Option<String>,
 }
 
 /// The agent itself.

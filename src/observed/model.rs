@@ -12,8 +12,6 @@ use crate::desired::{Tenant, TenantId};
 pub struct Observed {
     /// Every tenant that has a place on this host: met once, and not let go since.
     pub known: BTreeMap<TenantId, Known>,
-    /// The program that instances should run; one that runs another is restarted.
-    pub program: String,
     /// Hash of the held removals that an operator let through.
     pub confirmed: Option<String>,
     /// When instances were restarted for failed probes, newest last, for the limit a minute.
@@ -33,6 +31,8 @@ pub struct Known {
     pub spec: Tenant,
     /// The program that it is given; see [`crate::reconcile::rollout`].
     pub program: String,
+    /// The program of its latest start.
+    pub launched: String,
     /// An instance of it ended unasked, or did not come up, on that program.
     pub crashed_on_program: bool,
     /// Where its instance stands.
@@ -62,6 +62,7 @@ impl Known {
             port: None,
             spec,
             program: String::new(),
+            launched: String::new(),
             crashed_on_program: false,
             state: State::Absent,
             leaving: false,
@@ -107,7 +108,7 @@ pub struct Running {
     pub epoch: u64,
     /// Process id.
     pub pid: u32,
-    /// What it was started from; see [`Observed::program`].
+    /// What it was started from; see [`Known::program`].
     pub program: String,
     /// When it was started.
     pub since: Moment,

@@ -1,5 +1,7 @@
 //! Carries out what the plan says: changes the observed state, and starts the task that does the rest.
 
+use std::path::PathBuf;
+
 use super::{
     backoff,
     core::Core,
@@ -10,7 +12,7 @@ use super::{
 };
 use crate::{
     desired::TenantId,
-    instance::{binary::SqBinary, ports::PortState, process::StopSignal, scan::Found},
+    instance::{ports::PortState, process::StopSignal, scan::Found},
     observed::{Known, Moment, State, StopReason},
     store::StoreError,
 };
@@ -42,7 +44,8 @@ impl<W: World> Core<W> {
             None => match self.world.records().assign_slot(id) {
                 Ok(slot) => {
                     tracing::info!(tenant = %id, slot, tier = %tenant.tier, "tenant taken in");
-                    self.observed.known.insert(id.clone(), Known::new(slot, tenant.clone()));
+                    let known = Known { program: self.programs.proved().identity(), ..Known::new(slot, tenant.clone()) };
+                    self.observed.known.insert(id.clone(), known);
                 }
                 Err(error) => tracing::error!(tenant = %id, %error, "no slot for this tenant; tried again at the next tick"),
             },
@@ -80,19 +83,24 @@ impl<W: World> Core<W> {
 
     /// Begins as many starts as may run now.
     pub(super) fn begin_starts(&mut self, now: Moment) {
-        // Without the program nothing can start; the queue keeps its order until it is there.
-        let Some(program) = self.program.clone().filter(|_| !self.stopping) else { return };
+        // Without a program nothing can start; the queue keeps its order until one is there.
+        if self.stopping || self.programs.is_empty() {
+            return;
+        }
         while let Some(id) = self.queue.pop() {
             // What was wished for when it was queued may not be any more.
             let wanted = plan::plan_tenant(&self.desired, &self.observed, &id, now).contains(&Action::Start(id.clone()));
-            if !wanted || !self.begin_start(&id, &program, now) {
+            let program =
+                self.observed.known.get(&id).and_then(|known| self.programs.get(&known.program)).map(|program| program.path.clone());
+            // One whose own program is not there yet is queued anew when it is.
+            if !program.is_some_and(|program| wanted && self.begin_start(&id, program, now)) {
                 self.queue.done(&id);
             }
         }
     }
 
     /// Whether a start is under way.
-    fn begin_start(&mut self, id: &TenantId, program: &SqBinary, now: Moment) -> bool {
+    fn begin_start(&mut self, id: &TenantId, program: PathBuf, now: Moment) -> bool {
         let port = match self.find_port(id, now) {
             Some(port) => port,
             None => {
@@ -110,12 +118,13 @@ impl<W: World> Core<W> {
         let Some(known) = self.observed.known.get_mut(id) else { return false };
         known.port = Some(port);
         known.epoch = epoch;
+        known.launched.clone_from(&known.program);
         known.state = State::Starting { epoch };
         known.restart_wanted = false;
         known.unhealthy = false;
         self.ports.give(port, id);
         self.routes.touch(id);
-        self.world.start(Start { id: id.clone(), epoch, port, program: program.path.clone() });
+        self.world.start(Start { id: id.clone(), epoch, port, program });
         true
     }
 
@@ -123,6 +132,8 @@ impl<W: World> Core<W> {
     fn next_epoch(&mut self, id: &TenantId, port: u16) -> Result<u64, StoreError> {
         let epoch = self.world.records().next_epoch(id)?;
         self.world.records().set_port(id, port)?;
+        let program = self.observed.known.get(id).map(|known| known.program.clone()).unwrap_or_default();
+        self.world.records().set_program(id, &program)?;
         Ok(epoch)
     }
 
@@ -164,6 +175,7 @@ impl<W: World> Core<W> {
         let State::Running(running) = &known.state else { return };
         let epoch = running.epoch;
         if why == StopReason::FailedProbes {
+            known.crashed_on_program |= running.program == known.program;
             self.observed.probe_restarts.push_back(now);
             self.observed.probe_restarts.retain(|&at| now.since(at) < plan::PROBE_RESTARTS_PERIOD);
         }
@@ -196,6 +208,8 @@ impl<W: World> Core<W> {
             State::Running(running) => now.since(running.since),
             _ => std::time::Duration::ZERO,
         };
+        // Epoch 0: nothing was started.
+        known.crashed_on_program |= epoch > 0 && known.launched == known.program;
         let looping = backoff::note_crash(&mut known.back_off, now, ran, jitter);
         known.state = State::Absent;
         let wait = known.back_off.not_before.map_or(0, |at| now.until(at).as_millis());

@@ -17,6 +17,7 @@ use super::{
     intake::{self, Intake, Taken},
     plan::{self, Action},
     port_book::PortBook,
+    programs::{Kept, Programs},
     queue::StartQueue,
     recover::{self, Recovered},
     route_book::RouteBook,
@@ -67,7 +68,7 @@ pub struct Core<W: World> {
     pub(super) ports: PortBook,
     pub(super) queue: StartQueue,
     pub(super) health: Health,
-    pub(super) program: Option<SqBinary>,
+    pub(super) programs: Programs,
     pub(super) proxy: ProxyStatus,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
@@ -111,7 +112,7 @@ impl<W: World> Core<W> {
     /// Takes in what an earlier agent left behind.
     pub fn new(mut world: W, start: Start, now: Moment) -> Result<Self, SetupError> {
         let found = world.scan().map_err(SetupError::Proc)?;
-        let Recovered { known, found, instances, strays } = recover::recover(world.records().load()?, found);
+        let Recovered { mut known, found, instances, strays } = recover::recover(world.records().load()?, found);
         let mut ports = PortBook::new(start.desired.ports);
         let unix_now = world.unix_now();
         for (port, until) in world.records().quarantined(unix_now)? {
@@ -122,13 +123,24 @@ impl<W: World> Core<W> {
             known.port.iter().for_each(|&port| ports.give(port, id));
             routes.touch(id);
         }
+        let kept = world.records().programs()?.map(|kept| serde_json::from_str::<Kept>(&kept)).transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "where a roll-out stood cannot be read");
+            None
+        });
+        let mut programs = Programs::new(start.desired.sq.clone(), kept.unwrap_or_default());
+        programs.want(start.desired.sq.clone());
+        if let Some(program) = start.program {
+            programs.insert(start.desired.sq.identity(), program);
+        }
+        let proved = programs.proved().identity();
+        known.values_mut().filter(|known| known.program.is_empty()).for_each(|known| known.program.clone_from(&proved));
         let fingerprint = world.fingerprint();
         let mut core = Self {
             world,
             intake: Intake::new(fingerprint, start.refused, now),
             started_with: start.desired.clone(),
             started: now,
-            observed: Observed { known, program: start.desired.sq.identity(), ..Observed::default() },
+            observed: Observed { known, ..Observed::default() },
             desired: start.desired,
             processes: HashMap::new(),
             memory: HashMap::new(),
@@ -140,7 +152,7 @@ impl<W: World> Core<W> {
             ports,
             queue: StartQueue::new(start.starts),
             health: Health::new(),
-            program: start.program,
+            programs,
             proxy: ProxyStatus::default(),
             touched: BTreeSet::new(),
             draining: Vec::new(),
@@ -167,6 +179,9 @@ impl<W: World> Core<W> {
 
     /// Plans for whoever needs it, carries the plan out, begins starts, and publishes. To be called after each piece of news.
     pub fn round(&mut self, now: Moment) {
+        if !self.stopping && (self.replan || !self.touched.is_empty()) {
+            self.roll_out(now);
+        }
         if self.stopping {
             self.touched.clear();
         } else if std::mem::take(&mut self.replan) {
@@ -185,7 +200,7 @@ impl<W: World> Core<W> {
             self.publish(now);
         }
         self.drain();
-        let next_try = plan::next_try(&self.observed).filter(|_| !self.stopping);
+        let next_try = plan::next_try(&self.observed).into_iter().chain(self.next_roll_out(now)).min().filter(|_| !self.stopping);
         self.timers.retry = next_try.unwrap_or(now + FAR).max(now + RETRY_PAUSE);
     }
 
@@ -279,6 +294,10 @@ impl<W: World> Core<W> {
             tracing::info!(hash = %new.hash, tenants = new.tenants.len(), "tenants.toml is in force");
         }
         let program_changed = new.sq != self.desired.sq;
+        if program_changed {
+            self.programs.want(new.sq.clone());
+            self.keep_programs();
+        }
         let settings_changed = new.proxy != self.desired.proxy;
         self.desired = new;
         self.save_last_good(text);

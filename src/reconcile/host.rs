@@ -248,6 +248,10 @@ impl Records for Store {
         Self::next_epoch(self, id)
     }
 
+    fn set_program(&mut self, id: &TenantId, program: &str) -> Result<(), StoreError> {
+        Self::set_program(self, id, program)
+    }
+
     fn set_port(&mut self, id: &TenantId, port: u16) -> Result<(), StoreError> {
         Self::set_port(self, id, port)
     }
@@ -266,6 +270,14 @@ impl Records for Store {
 
     fn set_spec(&mut self, id: &TenantId, spec: &str) -> Result<(), StoreError> {
         Self::set_spec(self, id, spec)
+    }
+
+    fn programs(&mut self) -> Result<Option<String>, StoreError> {
+        self.note("programs")
+    }
+
+    fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError> {
+        self.set_note("programs", kept)
     }
 
     fn tombstone(&mut self, id: &TenantId, at: u64) -> Result<(), StoreError> {

@@ -47,14 +47,16 @@ impl<W: World> Core<W> {
     }
 
     fn spawned(&mut self, id: &TenantId, epoch: u64, process: W::Process) {
-        let port = self.observed.known.get(id).and_then(|known| known.port).unwrap_or(0);
+        let known = self.observed.known.get(id);
+        let port = known.and_then(|known| known.port).unwrap_or(0);
+        let program = known.map(|known| known.launched.clone()).unwrap_or_default();
         let record = InstanceRecord {
             epoch,
             pid: process.pid(),
             start_time: process.start_time(),
             boot_id: self.boot_id.clone(),
             port,
-            program: self.observed.program.clone(),
+            program,
             started_at: self.world.unix_now(),
         };
         if let Err(error) = self.world.records().record_instance(id, &record) {
@@ -66,10 +68,10 @@ impl<W: World> Core<W> {
     fn ready(&mut self, id: &TenantId, epoch: u64, now: Moment) {
         self.queue.done(id);
         let Some(process) = self.processes.get(id) else { return };
-        let running =
-            Running { epoch, pid: process.pid(), program: self.observed.program.clone(), since: now, started_at: self.world.unix_now() };
+        let (pid, started_at) = (process.pid(), self.world.unix_now());
         if let Some(known) = self.observed.known.get_mut(id) {
-            tracing::info!(tenant = %id, epoch, pid = running.pid, port = known.port, "instance is ready");
+            let running = Running { epoch, pid, program: known.launched.clone(), since: now, started_at };
+            tracing::info!(tenant = %id, epoch, pid, port = known.port, "instance is ready");
             known.restarts += u64::from(known.started_before);
             known.started_before = true;
             known.state = State::Running(running);
@@ -158,7 +160,7 @@ impl<W: World> Core<W> {
                 known.state = State::Running(Running {
                     epoch,
                     pid: process.pid(),
-                    program: record.as_ref().map_or_else(String::new, |record| record.program.clone()),
+                    program: known.launched.clone(),
                     since: now,
                     started_at: record.map_or(0, |record| record.started_at),
                 });

@@ -42,6 +42,10 @@ impl<W: World> Core<W> {
                 StatusCode::CONFLICT,
                 format!("the held plan is {}, not {hash}: look at it with `sq-agent plan`, then confirm that hash", held.hash),
             )),
+            None if self.programs.given_up().is_some_and(|given_up| given_up.hash() == hash) => {
+                self.try_program_again();
+                json(&serde_json::json!({ "detail": format!("{} is rolled out once more", self.desired.sq.identity()) }))
+            }
             None => Err((StatusCode::CONFLICT, format!("nothing is held, so there is no plan {hash} to confirm"))),
         }
     }
@@ -76,6 +80,7 @@ impl<W: World> Core<W> {
             },
             proxy: self.proxy.clone(),
             held: self.held.clone(),
+            rollout: self.rollout_status(now),
             tenants: self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect(),
         }
     }
@@ -86,7 +91,7 @@ impl<W: World> Core<W> {
             _ => None,
         };
         let held = self.held.as_ref().is_some_and(|held| held.removals.binary_search(id).is_ok());
-        let waits_for_program = self.program.is_none();
+        let waits_for_program = self.programs.get(&known.program).is_none();
         TenantStatus {
             id: id.to_string(),
             tier: known.spec.tier.clone(),

@@ -50,10 +50,10 @@ pub struct Progress {
     under_way: usize,
 }
 
-/// Counts where the roll-out of `to` stands. A suspended or leaving tenant takes no part: it gets the program at its next start.
+/// Counts where the roll-out of `to` stands. A suspended or leaving tenant, or one of which nothing runs, takes no part.
 pub fn progress<'a>(known: impl Iterator<Item = &'a Known>, to: &str, now: Moment) -> Progress {
     let mut progress = Progress::default();
-    for known in known.filter(|known| takes_part(known)) {
+    for known in known.filter(|known| takes_part(known, to)) {
         progress.total += 1;
         if known.program != to {
             continue;
@@ -91,26 +91,24 @@ where
     if room == 0 {
         return Step::Move(Vec::new());
     }
-    let mut waiting: Vec<_> = known
-        .filter(|(_, known)| takes_part(known) && known.program != to)
-        // What runs can tell something; what crashes on the old program already cannot.
-        .map(|(id, known)| (!matches!(known.state, State::Running(_)), turn(id, to), id))
-        .collect();
+    let mut waiting: Vec<_> =
+        known.filter(|(_, known)| takes_part(known, to) && known.program != to).map(|(id, _)| (turn(id, to), id)).collect();
     waiting.sort_unstable();
-    Step::Move(waiting.into_iter().take(room).map(|(_, _, id)| id.clone()).collect())
+    Step::Move(waiting.into_iter().take(room).map(|(_, id)| id.clone()).collect())
 }
 
 /// When the step may be another one though nothing happens: the next instance has run long enough.
 pub fn next_look<'a>(known: impl Iterator<Item = &'a Known>, to: &str, now: Moment) -> Option<Moment> {
     known
-        .filter(|known| takes_part(known) && known.program == to)
+        .filter(|known| takes_part(known, to) && known.program == to)
         .filter_map(|known| if let State::Running(running) = &known.state { Some(running.since + HEALTHY_AFTER) } else { None })
         .filter(|&at| at > now)
         .min()
 }
 
-fn takes_part(known: &Known) -> bool {
-    !known.leaving && !known.spec.suspended
+/// Who does not run says nothing about a program: it gets the new one when the roll-out is over.
+fn takes_part(known: &Known, to: &str) -> bool {
+    !known.leaving && !known.spec.suspended && (known.program == to || matches!(known.state, State::Running(_)))
 }
 
 /// How many may have the program while `settled` of `total` have shown that it does them no harm: 1, 1 %, 10 %, all.

@@ -119,11 +119,14 @@ pub trait Records {
     fn quarantined(&mut self, now: u64) -> Result<HashMap<u16, u64>, StoreError>;
     fn assign_slot(&mut self, id: &TenantId) -> Result<u32, StoreError>;
     fn next_epoch(&mut self, id: &TenantId) -> Result<u64, StoreError>;
+    fn set_program(&mut self, id: &TenantId, program: &str) -> Result<(), StoreError>;
     fn set_port(&mut self, id: &TenantId, port: u16) -> Result<(), StoreError>;
     fn release_port(&mut self, id: &TenantId, until: u64) -> Result<(), StoreError>;
     fn record_instance(&mut self, id: &TenantId, instance: &InstanceRecord) -> Result<(), StoreError>;
     fn clear_instance(&mut self, id: &TenantId) -> Result<(), StoreError>;
     fn set_spec(&mut self, id: &TenantId, spec: &str) -> Result<(), StoreError>;
+    fn programs(&mut self) -> Result<Option<String>, StoreError>;
+    fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError>;
     fn tombstone(&mut self, id: &TenantId, at: u64) -> Result<(), StoreError>;
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError>;
 }

@@ -26,7 +26,8 @@ const FILE: &str = "instances.db";
 
 /// Each entry takes the layout one version further; PRAGMA user_version counts those applied. Never change one that
 /// was released: add another.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE tenants (
         id         TEXT PRIMARY KEY,
         slot       INTEGER UNIQUE,              -- NULL once given to another tenant, long after the removal
@@ -55,7 +56,12 @@ const MIGRATIONS: [&str; 1] = ["
         detail TEXT NOT NULL
     ) STRICT;
     CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    ALTER TABLE tenants ADD COLUMN program TEXT; -- of the latest start
+    CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+",
+];
 
 impl Store {
     /// Opens `<state_dir>/instances.db`, mode 0600, made where missing. A corrupt file (torn by a disk, or no database at
