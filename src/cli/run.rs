@@ -107,6 +107,8 @@ async fn serve(args: &Args, file: &Path, desired: Arc<Desired>, text: &str, reje
         activity,
         settings,
         events: proxy_events,
+        replace: false,
+        network: None,
     })
     .await?;
     agent.listens_on(supervisor.addresses());

@@ -111,7 +111,7 @@ pub async fn drain_and_stop(drain: Drain, activity: Arc<Activity>, reports: Repo
 async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
-        if activity.slot(slot).is_none_or(|slot| slot.in_flight() == 0) {
+        if activity.in_flight(slot) == 0 {
             return true;
         }
         if Instant::now() >= deadline {

@@ -168,6 +168,8 @@ async fn a_program_that_is_no_proxy_is_tried_again_ever_more_slowly_and_said() {
         activity: host.activity.clone(),
         settings: host.settings.subscribe(),
         events: sender,
+        replace: false,
+        network: None,
     })
     .await
     .unwrap();
