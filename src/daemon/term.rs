@@ -99,7 +99,7 @@ impl Reply {
 impl Term {
     /// Opens everything and starts the loop. The caller holds the lock.
     pub(super) async fn begin(parts: TermParts) -> anyhow::Result<Self> {
-        let TermParts { file, loaded: Loaded { desired, text, rejected }, replace_proxy: _ } = parts;
+        let TermParts { file, loaded: Loaded { desired, text, rejected }, replace_proxy } = parts;
         limits::prepare_agent_limits()?;
         let opened = Store::open(&desired.state_dir)?;
         if let Some(moved) = &opened.corrupt_moved_to {
@@ -138,6 +138,8 @@ impl Term {
             activity,
             settings,
             events: proxy_events,
+            replace: replace_proxy,
+            network: None,
         })
         .await?;
         agent.listens_on(supervisor.addresses());
@@ -167,7 +169,7 @@ impl Term {
     pub(super) async fn settled(&mut self) -> Result<(), String> {
         let all = async {
             self.settled.wait_for(|&settled| settled).await.map_err(|_| "the loop ended".to_owned())?;
-            Ok(())
+            self.supervisor.up().await.map(drop).map_err(|error| error.to_string())
         };
         tokio::time::timeout(SETTLE, all).await.unwrap_or_else(|_| Err(format!("it had not taken over after {} s", SETTLE.as_secs())))
     }
@@ -231,7 +233,7 @@ impl Term {
         // The loop is gone only when it has ended.
         let _ = self.to_loop.send(Signal::HandOver).await;
         let _ = self.running.await;
-        self.supervisor.detach();
+        self.supervisor.detach().await;
         socket
     }
 

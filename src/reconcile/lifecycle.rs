@@ -102,7 +102,7 @@ pub(super) async fn drain_and_stop(drain: Drain<Arc<Process>>, activity: Arc<Act
 async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
-        if activity.slot(slot).is_none_or(|slot| slot.in_flight() == 0) {
+        if activity.in_flight(slot) == 0 {
             return true;
         }
         if Instant::now() >= deadline {

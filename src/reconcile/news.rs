@@ -243,6 +243,13 @@ impl<W: World> Core<W> {
                 self.proxy.pid = None;
                 self.proxy.detail = Some(format!("down: {exit}"));
             }
+            ProxyEvent::Retired { pid, cut } => {
+                tracing::info!(pid, cut, "a replaced proxy is gone");
+                if cut != Some(0) {
+                    let cut = cut.map_or("an unknown number of".to_owned(), |cut| cut.to_string());
+                    self.note_event(None, "proxy_cut", &format!("the replaced proxy (pid {pid}) cut {cut} requests"));
+                }
+            }
             ProxyEvent::Refused { why } => {
                 tracing::error!(why, "the proxy refuses the new settings; the old ones stay in force");
                 self.note_event(None, "settings_refused", &why);

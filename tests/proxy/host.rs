@@ -80,6 +80,15 @@ impl Host {
 
     /// An agent's side: takes the proxy that lives, or starts one.
     pub async fn agent(&mut self) {
+        self.agent_that(false).await;
+    }
+
+    /// The next agent's side after this one has let go: with `replace` it puts a new proxy in the place of the one that lives.
+    pub async fn agent_that(&mut self, replace: bool) {
+        if let Some(before) = self.supervisor.take() {
+            before.detach().await;
+        }
+
         let (sender, events) = mpsc::channel(256);
         let supervisor = Supervisor::start(SupervisorConfig {
             state_dir: self.dir.path().to_owned(),
@@ -89,6 +98,8 @@ impl Host {
             activity: self.activity.clone(),
             settings: self.settings.subscribe(),
             events: sender,
+            replace,
+            network: None,
         })
         .await
         .unwrap();
