@@ -13,7 +13,10 @@ use super::{
 use crate::{
     desired::TenantId,
     instance::{
-        binary, ports,
+        binary,
+        cgroup::CgroupLimits,
+        network::Network,
+        ports,
         process::{Process, StopSignal},
         spawn::SpawnSpec,
     },
@@ -122,10 +125,11 @@ impl Agent {
         known.state = State::Starting { epoch };
         known.restart_wanted = false;
         known.unhealthy = false;
+        let (slot, limits) = (known.slot, CgroupLimits::of(&known.spec.limits));
         self.ports.give(port, id);
         self.routes.touch(id);
         let key = instance_key::derive(&self.instance_secret, id, epoch);
-        let spec = SpawnSpec { binary: program.path.clone(), user_dir: self.user_dir(id), port, key };
+        let spec = SpawnSpec { id: id.clone(), slot, limits, binary: program.path.clone(), user_dir: self.user_dir(id), port, key };
         tokio::spawn(lifecycle::start(id.clone(), epoch, spec, self.reports.clone()));
         true
     }
@@ -135,7 +139,7 @@ impl Agent {
         let mut sticky = self.observed.known.get(id).and_then(|known| known.port);
         loop {
             let port = self.ports.candidate(id, sticky.take(), now)?;
-            match ports::probe_free(port) {
+            match ports::probe_free(&Network::host(), port) {
                 ports::PortState::Free => {
                     let own = self.observed.known.get(id).and_then(|known| known.port);
                     if let Some(old) = own.filter(|&old| old != port) {

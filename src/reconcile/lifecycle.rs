@@ -9,6 +9,7 @@ use crate::{
     desired::TenantId,
     instance::{
         log,
+        network::Network,
         ports::{self, PortState},
         probe::{self, KeyedAnswer, NotReady, ProbeError},
         process::Process,
@@ -67,7 +68,7 @@ pub async fn start(id: TenantId, epoch: u64, spec: SpawnSpec, reports: Reports) 
         Err(error) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
     };
     report(Change::Spawned(process.clone()));
-    match probe::until_ready(&process, port, &key, Instant::now() + READY_WITHIN).await {
+    match probe::until_ready(&Network::host(), &process, port, &key, Instant::now() + READY_WITHIN).await {
         Ok(()) => report(Change::Ready),
         Err(not_ready) => {
             stop::stop(&process, Duration::ZERO).await;
@@ -81,7 +82,7 @@ fn why(not_ready: NotReady, port: u16) -> NotStarted {
     match not_ready {
         NotReady::PortTaken { .. } => NotStarted::PortTaken,
         // sq panics when somebody else holds its port (sq-facts): then this is not its fault.
-        NotReady::Exited(_) if matches!(ports::probe_free(port), PortState::Taken { .. }) => NotStarted::PortTaken,
+        NotReady::Exited(_) if matches!(ports::probe_free(&Network::host(), port), PortState::Taken { .. }) => NotStarted::PortTaken,
         // As of any other exit: "crash-looping: exit 101, next try in 8 s" is what people and scripts know.
         NotReady::Exited(exit) => NotStarted::Failed(exit.to_string()),
         other => NotStarted::Failed(other.to_string()),
@@ -145,7 +146,7 @@ async fn look_at(id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) 
 
 /// Whether what listens on `port` takes `key`. One that is too busy to answer in time is left to the liveness probes.
 async fn answers(port: u16, key: &str) -> bool {
-    matches!(probe::keyed(port, key, PROBE).await, Ok(KeyedAnswer::Mine) | Err(ProbeError::Timeout(_)))
+    matches!(probe::keyed(&Network::host(), port, key, PROBE).await, Ok(KeyedAnswer::Mine) | Err(ProbeError::Timeout(_)))
 }
 
 /// Ends every process of a tenant that nothing proves to be ours, and reports the last exit as that of epoch 0.

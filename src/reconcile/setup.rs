@@ -17,7 +17,7 @@ use super::{
 use crate::{
     admin::status::ProxyStatus,
     desired::{Desired, Rejected},
-    instance::{Process, binary::SqBinary, boot_id, pulse::Pulse, scan},
+    instance::{Process, binary::SqBinary, boot_id, network::Network, pulse::Pulse, scan},
     observed::{Moment, Observed},
     proxy::settings::Settings,
     route::{Activity, TableError, TableWriter},
@@ -95,7 +95,7 @@ impl Agent {
             ports,
             queue: StartQueue::new(2 * cores),
             health: Health::new(),
-            pulse: Pulse::new(Health::LIMIT),
+            pulse: Pulse::new(Network::host(), Health::LIMIT),
             activity: parts.activity,
             instance_secret: parts.instance_secret,
             program: parts.program,
