@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::reconcile::guard::Held;
+use crate::{instance::isolation::Isolation, reconcile::guard::Held};
 
 /// The whole answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +58,12 @@ pub struct AgentStatus {
     pub config_stale_seconds: u64,
     /// Why it could not be applied: place and remedy.
     pub config_error: Option<String>,
+    /// What keeps instances apart.
+    #[serde(default)]
+    pub isolation: Option<Isolation>,
+    /// Who holds instances to `memory_max`: `kernel` (cgroup v2), or the agent, which has it `polled` and restarts.
+    #[serde(default)]
+    pub memory_enforced: String,
     /// What of the file takes effect only when the agent starts anew.
     pub pending_restart: Vec<String>,
 }

@@ -4,6 +4,7 @@
 
 mod check;
 mod confirm;
+mod launcher;
 mod plan;
 mod proxy;
 mod restart;
@@ -67,6 +68,9 @@ enum Command {
     /// The proxy process; started by `run`
     #[command(hide = true)]
     Proxy(proxy::Args),
+    /// The process that starts the instances; started by `run`
+    #[command(hide = true)]
+    Launcher(launcher::Args),
 }
 
 /// The program: parses the arguments, runs the command, says what went wrong.
@@ -95,6 +99,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Token(args) => token::run(&args, &load(&find()?)?),
         Command::Schema(args) => schema::run(&args),
         Command::Proxy(args) => proxy::run(&args),
+        Command::Launcher(args) => launcher::run(&args),
     }
 }
 

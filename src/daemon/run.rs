@@ -22,7 +22,7 @@ use super::{
 use crate::{
     admin::{server, status::Failure},
     desired::{self, Desired, Rejected},
-    handover::{Heir, Holder},
+    handover::{Heir, Holder, hear_again},
     store::{AgentLock, LockError, Store},
 };
 
@@ -91,6 +91,7 @@ impl Loaded {
 pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<ExitCode> {
     let Options { file, start, serving } = options;
     let mut signals = signals::listen().context("listening for signals")?;
+    hear_again();
     match start {
         Start::Fresh => {
             let lock = lock(&loaded.desired.state_dir).await?;

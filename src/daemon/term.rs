@@ -14,11 +14,17 @@ use crate::{
         self,
         server::{Answer, Desk, Socket, UpgradeAsked},
     },
-    desired::Watch,
+    desired::{Desired, IsolationMode, Watch},
     handover::Holder,
-    instance::{binary, limits},
+    instance::{
+        binary,
+        cgroup::Cgroups,
+        isolation::Part,
+        launcher::{Launcher, LauncherConfig},
+        limits, scan,
+    },
     proxy::{
-        credentials,
+        JoinNetwork, credentials,
         supervisor::{Supervisor, SupervisorConfig, SupervisorHandle},
     },
     reconcile::{
@@ -58,6 +64,7 @@ pub(super) struct Term {
     socket: Socket,
     questions: mpsc::Sender<admin::server::Asked>,
     upgrades: mpsc::Receiver<UpgradeAsked>,
+    launcher: Launcher,
     pages: [PathBuf; 2],
     /// Who inherits next, where the agent before is about to become this program.
     successor: Option<JoinHandle<Option<Holder>>>,
@@ -110,6 +117,7 @@ impl Term {
         let table = TableWriter::open(&pages[0])?;
         let activity = Arc::new(Activity::open(&pages[1])?);
         let routes = table.share()?;
+        let launcher = launcher(&desired).await?;
         let (mut agent, events) = Agent::new(Parts {
             file: file.clone(),
             desired: desired.clone(),
@@ -120,6 +128,7 @@ impl Term {
             instance_secret: credentials::instance_secret(&desired.state_dir)?,
             program: None,
             settings: settings_sender,
+            launcher: launcher.clone(),
         })?;
         // Where an earlier agent's instances run, they and their routes come first; else nothing can be served without sq,
         // and whoever started this wants to know now.
@@ -139,7 +148,7 @@ impl Term {
             settings,
             events: proxy_events,
             replace: replace_proxy,
-            network: None,
+            network: join_network(&launcher)?,
         })
         .await?;
         agent.listens_on(supervisor.addresses());
@@ -154,7 +163,20 @@ impl Term {
         let (to_loop, loop_signals) = mpsc::channel(4);
         let settled = agent.settled();
         let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, questions: asked, signals: loop_signals }));
-        Ok(Self { file, to_loop, running, settled, supervisor, socket, questions, upgrades, pages, successor: None, _watch: watch })
+        Ok(Self {
+            file,
+            to_loop,
+            running,
+            settled,
+            supervisor,
+            socket,
+            questions,
+            upgrades,
+            launcher,
+            pages,
+            successor: None,
+            _watch: watch,
+        })
     }
 
     /// For questions to the loop.
@@ -234,6 +256,7 @@ impl Term {
         let _ = self.to_loop.send(Signal::HandOver).await;
         let _ = self.running.await;
         self.supervisor.detach().await;
+        self.launcher.end();
         socket
     }
 
@@ -247,6 +270,10 @@ impl Term {
             tokio::select! {
                 ended = &mut self.running => {
                     ended.context("the loop ended before its time")?;
+                    self.launcher.end();
+                    if let Some(cgroups) = self.launcher.cgroups() {
+                        cgroups.clear();
+                    }
                     // Nothing runs any more: the pages are memory that nobody would free before the next boot.
                     for page in self.pages {
                         let _ = std::fs::remove_file(page);
@@ -264,4 +291,52 @@ impl Term {
             }
         }
     }
+}
+
+/// Starts the launcher: in the network of the instances that live, else in a new one.
+async fn launcher(desired: &Desired) -> anyhow::Result<Launcher> {
+    let (state_dir, name, mode) = (desired.state_dir.clone(), desired.name.clone(), desired.isolation);
+    let started = tokio::task::spawn_blocking(move || {
+        let begin = |like| {
+            Launcher::start(LauncherConfig {
+                exe: THIS_PROGRAM.into(),
+                state_dir: state_dir.clone(),
+                isolate: mode != IsolationMode::Off,
+                like,
+                cgroups: Cgroups::open(&name).map_err(Into::into),
+            })
+        };
+        let living = scan::scan(&state_dir).ok().and_then(|found| found.first().map(|found| found.pid));
+        begin(living).or_else(|error| match living {
+            // They cannot be proved then, and are started anew.
+            Some(_) => {
+                tracing::error!(%error, "instances of an earlier agent are out of reach");
+                begin(None)
+            }
+            None => Err(error),
+        })
+    })
+    .await??;
+    let isolation = started.isolation();
+    for (name, part) in isolation.parts() {
+        if let Part::Off { reason, remedy } = part {
+            tracing::info!(part = name, reason, remedy, "a part of the isolation of instances is off");
+        }
+    }
+    let missing = isolation.missing_of_required(rustix::process::geteuid().is_root());
+    if mode == IsolationMode::Required && !missing.is_empty() {
+        started.end();
+        anyhow::bail!(
+            "isolation = \"required\", and this host does not give all of it: {}. Mend that (`sq-agent doctor` shows each part), or write isolation = \"auto\"",
+            missing.join("; ")
+        );
+    }
+    Ok(started)
+}
+
+/// What the proxy needs to reach the instances.
+fn join_network(launcher: &Launcher) -> anyhow::Result<Option<JoinNetwork>> {
+    let mut namespaces = launcher.namespaces().context("the network of the instances")?;
+    let Some(net) = namespaces.pop() else { return Ok(None) };
+    Ok(Some(JoinNetwork { user: namespaces.pop(), net }))
 }

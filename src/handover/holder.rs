@@ -1,16 +1,19 @@
 //! The side that hands over.
 
 use std::{
+    convert::Infallible,
+    ffi::{CString, OsStr},
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::{net::UnixStream as StdUnixStream, process::CommandExt as _},
+        fd::{BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt as _, net::UnixStream as StdUnixStream},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     time::Duration,
 };
 
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{net::UnixStream, time::timeout};
 
@@ -80,7 +83,7 @@ impl Holder {
         let failed = |error| HandoverError::Start { exe: exe.to_owned(), error };
         let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
-        let heir = heir_command(exe, tenants, theirs.into()).spawn().map_err(failed)?;
+        let heir = Command::new(exe).args(arguments(tenants)).stdin(OwnedFd::from(theirs)).spawn().map_err(failed)?;
         let mut holder = Self { heir: Some(heir), ..Self::over(UnixStream::from_std(ours).map_err(failed)?) };
         match holder.ready_within(CHECK).await {
             Ok(()) => Ok(holder),
@@ -173,21 +176,35 @@ impl Holder {
     /// Executes `exe` in place of this program, as the next heir over the same socket; `child` is the one that has taken over. Returns
     /// only where that fails; then the child stays the agent.
     pub fn become_heir(self, exe: &Path, tenants: &Path, child: Pid) -> HandoverError {
-        let failed = |error| HandoverError::Start { exe: exe.to_owned(), error };
-        let stdin = || -> io::Result<OwnedFd> {
+        let execute = || -> io::Result<Infallible> {
             let stream = self.stream.into_std()?;
             stream.set_nonblocking(false)?;
-            stream.as_fd().try_clone_to_owned()
+            rustix::stdio::dup2_stdin(&stream)?;
+            let child = child.as_raw_pid().to_string();
+            let args = [exe.as_os_str()].into_iter().chain(arguments(tenants)).chain(["--child".as_ref(), child.as_ref()]);
+            let args = args.map(|arg| CString::new(arg.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+            let program = args.first().ok_or(io::ErrorKind::InvalidInput)?;
+            // What is asked of the process while the new program starts waits until that one listens, and does not kill it.
+            asked_for().thread_block()?;
+            Ok(nix::unistd::execv(program, &args)?)
         };
-        match stdin() {
-            Ok(socket) => failed(heir_command(exe, tenants, socket).arg("--child").arg(child.as_raw_pid().to_string()).exec()),
-            Err(error) => failed(error),
-        }
+        let Err(error) = execute();
+        hear_again();
+        HandoverError::Start { exe: exe.to_owned(), error }
     }
 }
 
-fn heir_command(exe: &Path, tenants: &Path, socket: OwnedFd) -> Command {
-    let mut command = Command::new(exe);
-    command.arg("run").arg("--take-over").arg("--quiet").arg("--tenants").arg(tenants).stdin(Stdio::from(socket));
-    command
+fn arguments(tenants: &Path) -> impl Iterator<Item = &OsStr> {
+    ["run", "--take-over", "--quiet", "--tenants"].map(OsStr::new).into_iter().chain([tenants.as_os_str()])
+}
+
+/// The signals by which something is asked of an agent.
+fn asked_for() -> SigSet {
+    SigSet::from_iter([nix::sys::signal::SIGHUP, nix::sys::signal::SIGINT, nix::sys::signal::SIGTERM])
+}
+
+/// Delivers signals again that an agent blocked before it executed this program. Call it where they are listened to.
+pub fn hear_again() {
+    // It fails only for a wrong argument.
+    let _ = asked_for().thread_unblock();
 }

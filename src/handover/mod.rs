@@ -26,4 +26,4 @@ mod holder;
 mod wire;
 
 pub use heir::Heir;
-pub use holder::{HandoverError, Holder};
+pub use holder::{HandoverError, Holder, hear_again};

@@ -43,6 +43,10 @@ pub struct Known {
     pub restart_wanted: bool,
     /// Consecutive failed probes reached the limit.
     pub unhealthy: bool,
+    /// Its limits changed to what the running instance cannot be held to: it uses too much.
+    pub limits_pending: bool,
+    /// It used more memory than its limit at the last look, bytes, where the kernel does not hold it to that.
+    pub over_memory: Option<u64>,
     /// When the next start may be tried, and how it came to that.
     pub back_off: BackOff,
     /// Some start of it has succeeded since the agent met it.
@@ -68,6 +72,8 @@ impl Known {
             leaving: false,
             restart_wanted: false,
             unhealthy: false,
+            limits_pending: false,
+            over_memory: None,
             back_off: BackOff::default(),
             started_before: false,
             restarts: 0,
@@ -128,6 +134,10 @@ pub enum StopReason {
     Asked,
     /// It runs another program than it should.
     ProgramChanged,
+    /// It uses more memory than a limit that was lowered.
+    LimitsChanged,
+    /// It used more memory than its limit, on a host whose kernel does not see to that.
+    OverMemory,
     /// Three probes in a row failed.
     FailedProbes,
     /// A process of this tenant that no record proves to be ours.
@@ -137,6 +147,11 @@ pub enum StopReason {
 }
 
 impl StopReason {
+    /// Whether a few at a time are stopped for it.
+    pub fn is_rolling(self) -> bool {
+        matches!(self, Self::ProgramChanged | Self::LimitsChanged | Self::OverMemory)
+    }
+
     /// As a person reads it.
     pub fn text(self) -> &'static str {
         match self {
@@ -144,6 +159,8 @@ impl StopReason {
             Self::Suspended => "suspended",
             Self::Asked => "restart asked for",
             Self::ProgramChanged => "another sq program is desired",
+            Self::LimitsChanged => "its memory limit was lowered below what it uses",
+            Self::OverMemory => "it used more memory than its limit: raise memory_max or lower body_max",
             Self::FailedProbes => "three probes in a row failed",
             Self::Unproved => "no record proves this process to be ours",
             Self::Shutdown => "the agent stops",

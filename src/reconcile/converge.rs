@@ -12,7 +12,12 @@ use super::{
 };
 use crate::{
     desired::TenantId,
-    instance::{ports::PortState, process::StopSignal, scan::Found},
+    instance::{
+        cgroup::{Applied, CgroupLimits},
+        ports::PortState,
+        process::StopSignal,
+        scan::Found,
+    },
     observed::{Known, Moment, State, StopReason},
     store::StoreError,
 };
@@ -40,6 +45,7 @@ impl<W: World> Core<W> {
                 known.spec = tenant.clone();
                 known.leaving = false;
                 backoff::reset(&mut known.back_off);
+                self.hold_to_limits(id);
             }
             None => match self.world.records().assign_slot(id) {
                 Ok(slot) => {
@@ -55,6 +61,17 @@ impl<W: World> Core<W> {
             tracing::error!(tenant = %id, error, "what is in force cannot be noted; it is applied all the same");
         }
         self.routes.touch(id);
+    }
+
+    /// Brings the limits of a running instance up to date: no restart is needed where it fits into them.
+    pub(super) fn hold_to_limits(&mut self, id: &TenantId) {
+        let Some(known) = self.observed.known.get_mut(id).filter(|known| matches!(known.state, State::Running(_))) else { return };
+        match self.world.apply_limits(id, &CgroupLimits::of(&known.spec.limits)) {
+            Ok(applied) => known.limits_pending = applied == Applied::NeedsRestart,
+            Err(error) => tracing::error!(tenant = %id, error, "it cannot be held to its limits"),
+        }
+        let limit = known.spec.limits.memory_max;
+        known.over_memory = known.over_memory.filter(|&used| limit.is_some_and(|limit| used > limit));
     }
 
     fn leave(&mut self, id: &TenantId) {
@@ -75,6 +92,7 @@ impl<W: World> Core<W> {
             self.release_port(id, port, now);
         }
         self.world.reset_slot(known.slot);
+        self.world.let_go(id);
         self.memory.remove(id);
         self.health.forget(id);
         self.routes.touch(id);
@@ -122,9 +140,12 @@ impl<W: World> Core<W> {
         known.state = State::Starting { epoch };
         known.restart_wanted = false;
         known.unhealthy = false;
+        known.limits_pending = false;
+        known.over_memory = None;
+        let (slot, limits) = (known.slot, CgroupLimits::of(&known.spec.limits));
         self.ports.give(port, id);
         self.routes.touch(id);
-        self.world.start(Start { id: id.clone(), epoch, port, program });
+        self.world.start(Start { id: id.clone(), slot, epoch, port, program, limits });
         true
     }
 

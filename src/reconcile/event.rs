@@ -29,6 +29,8 @@ pub enum Change<P> {
     NotStarted(NotStarted),
     /// The process ended.
     Exited(Exit),
+    /// The kernel ended it since it met its memory limit.
+    OutOfMemory,
     /// It was told to end and killed, and is still there.
     Immortal,
 }
@@ -38,6 +40,8 @@ pub enum Change<P> {
 pub enum NotStarted {
     /// Something else holds the port: take another one, it is nobody's fault.
     PortTaken,
+    /// It met its memory limit.
+    OutOfMemory,
     /// It could not be spawned, died or did not answer; in words.
     Failed(String),
 }

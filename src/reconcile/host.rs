@@ -15,6 +15,9 @@ use crate::{
     desired::{self, Desired, SqSource, TenantId},
     instance::{
         Process, binary,
+        cgroup::{Applied, CgroupLimits},
+        isolation::Isolation,
+        launcher::Launcher,
         ports::{self, PortState},
         process::StopSignal,
         pulse::Pulse,
@@ -41,6 +44,8 @@ pub struct Host {
     pub(super) activity: Arc<Activity>,
     pub(super) instance_secret: Secret,
     pub(super) settings: watch::Sender<Arc<Settings>>,
+    /// Starts instances, and gives sockets in their network.
+    launcher: Launcher,
     /// Probes under way.
     pulse: Pulse<(TenantId, u64)>,
     /// How many.
@@ -58,16 +63,30 @@ pub(super) struct HostParts {
     pub(super) activity: Arc<Activity>,
     pub(super) instance_secret: Secret,
     pub(super) settings: watch::Sender<Arc<Settings>>,
+    pub(super) launcher: Launcher,
 }
 
 impl Host {
     /// The host, and the channel on which its tasks report.
     pub(super) fn new(parts: HostParts) -> (Self, mpsc::UnboundedReceiver<Event<Arc<Process>>>) {
         let (reports, events) = mpsc::unbounded_channel();
-        let HostParts { file, state_dir, store, table, activity, instance_secret, settings } = parts;
-        let pulse = Pulse::new(Health::LIMIT);
+        let HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher } = parts;
+        let pulse = Pulse::new(launcher.network(), Health::LIMIT);
         (
-            Self { file, state_dir, store, table, activity, instance_secret, settings, pulse, asking: 0, reports, tasks: Tasks::new() },
+            Self {
+                file,
+                state_dir,
+                store,
+                table,
+                activity,
+                instance_secret,
+                settings,
+                launcher,
+                pulse,
+                asking: 0,
+                reports,
+                tasks: Tasks::new(),
+            },
             events,
         )
     }
@@ -145,10 +164,10 @@ impl World for Host {
     }
 
     fn start(&mut self, start: Start) {
-        let Start { id, epoch, port, program } = start;
+        let Start { id, slot, epoch, port, program, limits } = start;
         let key = instance_key::derive(&self.instance_secret, &id, epoch);
-        let spec = SpawnSpec { binary: program, user_dir: self.user_dir(&id), port, key };
-        self.tasks.spawn(lifecycle::start(id, epoch, spec, self.tasks.gate(), self.reports.clone()));
+        let spec = SpawnSpec { user_dir: self.user_dir(&id), id, slot, limits, binary: program, port, key };
+        self.tasks.spawn(lifecycle::start(self.launcher.clone(), epoch, spec, self.tasks.gate(), self.reports.clone()));
     }
 
     fn drain_and_stop(&mut self, drain: Drain<Arc<Process>>) {
@@ -161,14 +180,15 @@ impl World for Host {
 
     fn look(&mut self, id: &TenantId, epoch: u64, found: Option<Vec<Found>>) {
         let (id, secret, reports) = (id.clone(), self.instance_secret.clone(), self.reports.clone());
+        let network = self.launcher.network();
         match found {
-            Some(found) => self.tasks.spawn(lifecycle::look(id, epoch, secret, found, reports)),
-            None => self.tasks.spawn(lifecycle::scan_and_look(id, epoch, secret, self.state_dir.clone(), reports)),
+            Some(found) => self.tasks.spawn(lifecycle::look(network, id, epoch, secret, found, reports)),
+            None => self.tasks.spawn(lifecycle::scan_and_look(network, id, epoch, secret, self.state_dir.clone(), reports)),
         }
     }
 
     fn watch(&mut self, id: &TenantId, epoch: u64, process: &Arc<Process>) {
-        self.tasks.spawn(lifecycle::watch(id.clone(), epoch, process.clone(), self.reports.clone()));
+        self.tasks.spawn(lifecycle::watch(self.launcher.clone(), id.clone(), epoch, process.clone(), self.reports.clone()));
     }
 
     fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>) {
@@ -186,7 +206,7 @@ impl World for Host {
     }
 
     fn probe_port(&mut self, port: u16) -> PortState {
-        ports::probe_free(port)
+        ports::probe_free(&self.launcher.network(), port)
     }
 
     fn ask(&mut self, id: &TenantId, epoch: u64, port: u16, now: Moment) {
@@ -222,6 +242,33 @@ impl World for Host {
 
     fn requests(&self, slot: u32) -> u64 {
         self.activity.slot(slot).map_or(0, |slot| slot.snapshot().requests)
+    }
+
+    fn isolation(&self) -> Option<Isolation> {
+        Some(self.launcher.isolation())
+    }
+
+    fn limits_memory(&self) -> bool {
+        self.launcher.cgroups().is_some_and(|cgroups| cgroups.controllers().memory.is_on())
+    }
+
+    fn apply_limits(&mut self, id: &TenantId, limits: &CgroupLimits) -> Result<Applied, String> {
+        match self.launcher.cgroups() {
+            Some(cgroups) => cgroups.apply(id, limits).map_err(|error| error.to_string()),
+            None => Ok(Applied::Now),
+        }
+    }
+
+    fn let_go(&mut self, id: &TenantId) {
+        if let Some(Err(error)) = self.launcher.cgroups().map(|cgroups| cgroups.remove(id)) {
+            tracing::warn!(tenant = %id, %error, "its cgroup stays");
+        }
+    }
+
+    fn place_proxy(&mut self, pid: u32) {
+        if let Some(Err(error)) = self.launcher.cgroups().map(|cgroups| cgroups.place_proxy(pid)) {
+            tracing::warn!(pid, %error, "the proxy stays in the agent's cgroup");
+        }
     }
 
     fn reset_slot(&mut self, slot: u32) {

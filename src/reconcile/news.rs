@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     desired::TenantId,
-    instance::process::Exit,
     observed::{Known, Moment, Running, State, StopReason},
     proxy::{NudgeReason, supervisor::ProxyEvent},
     store::InstanceRecord,
@@ -34,7 +33,8 @@ impl<W: World> Core<W> {
             Change::Spawned(process) => self.spawned(id, epoch, process),
             Change::Ready => self.ready(id, epoch, now),
             Change::NotStarted(why) => self.not_started(id, epoch, why, now),
-            Change::Exited(exit) => self.exited(id, epoch, exit, now),
+            Change::Exited(exit) => self.exited(id, epoch, exit.to_string(), now),
+            Change::OutOfMemory => self.exited(id, epoch, self.out_of_memory(id), now),
             Change::Immortal => {
                 tracing::error!(tenant = %id, epoch, "killed, and still there: the kernel holds it; looking again");
                 self.processes.remove(id);
@@ -95,11 +95,12 @@ impl<W: World> Core<W> {
                 }
                 self.touch(id);
             }
+            NotStarted::OutOfMemory => self.crashed(id, epoch, self.out_of_memory(id), now),
             NotStarted::Failed(how) => self.crashed(id, epoch, how, now),
         }
     }
 
-    fn exited(&mut self, id: &TenantId, epoch: u64, exit: Exit, now: Moment) {
+    fn exited(&mut self, id: &TenantId, epoch: u64, exit: String, now: Moment) {
         self.processes.remove(id);
         self.memory.remove(id);
         self.health.forget(id);
@@ -107,7 +108,7 @@ impl<W: World> Core<W> {
         let Some(known) = self.observed.known.get_mut(id) else { return };
         match known.state {
             State::Stopping { why, .. } => {
-                tracing::info!(tenant = %id, epoch, %exit, why = why.text(), "instance stopped");
+                tracing::info!(tenant = %id, epoch, exit, why = why.text(), "instance stopped");
                 known.state = State::Absent;
                 known.last_exit = Some(format!("{exit} ({})", why.text()));
                 if matches!(why, StopReason::Asked | StopReason::ProgramChanged) {
@@ -116,8 +117,15 @@ impl<W: World> Core<W> {
                 self.note_event(Some(id), "stopped", why.text());
                 self.touch(id);
             }
-            _ => self.crashed(id, epoch, exit.to_string(), now),
+            _ => self.crashed(id, epoch, exit, now),
         }
+    }
+
+    /// How it ended, with the limit that it met and the way out.
+    fn out_of_memory(&self, id: &TenantId) -> String {
+        let limit = self.observed.known.get(id).and_then(|known| known.spec.limits.memory_max);
+        let limit = limit.map_or_else(|| "the host's".to_owned(), |limit| format!("{} MB", limit >> 20));
+        format!("killed for memory: {limit} limit; raise memory_max or lower body_max")
     }
 
     fn clear_instance(&mut self, id: &TenantId) {
@@ -166,6 +174,7 @@ impl<W: World> Core<W> {
                 });
                 self.ports.give(port, id);
                 self.processes.insert(id.clone(), process.clone());
+                self.hold_to_limits(id);
                 self.world.watch(id, epoch, &process);
                 self.stop_if_ending(id, now);
             }
@@ -196,8 +205,23 @@ impl<W: World> Core<W> {
         let memory = survey.memory.into_iter().filter_map(|(pid, bytes)| Some(((*owner.get(&pid)?).clone(), bytes))).collect();
         let strays: Vec<_> = survey.found.into_iter().filter(|found| !owner.contains_key(&found.pid) && self.is_stray(&found.id)).collect();
         self.memory = memory;
+        if !self.world.limits_memory() {
+            self.note_memory();
+        }
         for found in strays {
             self.end_stray(&found);
+        }
+    }
+
+    /// Marks whoever uses more memory than its limit: the loop does what the kernel does not.
+    fn note_memory(&mut self) {
+        for (id, known) in &mut self.observed.known {
+            let used = self.memory.get(id).map(|memory| memory.bytes);
+            known.over_memory = used.zip(known.spec.limits.memory_max).and_then(|(used, limit)| (used > limit).then_some(used));
+            if let Some(used) = known.over_memory {
+                tracing::warn!(tenant = %id, used, limit = known.spec.limits.memory_max, "over its memory limit: it is to be restarted");
+                self.touched.insert(id.clone());
+            }
         }
     }
 
@@ -234,6 +258,7 @@ impl<W: World> Core<W> {
         match event {
             ProxyEvent::Up { pid, .. } => {
                 tracing::info!(pid, "proxy is up");
+                self.world.place_proxy(pid);
                 self.proxy.pid = Some(pid);
                 self.proxy.detail = None;
             }

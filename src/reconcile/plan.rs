@@ -87,8 +87,9 @@ impl Budget {
     fn new(observed: &Observed, now: Moment) -> Self {
         let allowed = (observed.known.len() * PROBE_RESTARTS_PERCENT / 100).max(1);
         let recent = observed.probe_restarts.iter().filter(|&&at| now.since(at) < PROBE_RESTARTS_PERIOD).count();
-        let moving =
-            |known: &&Known| matches!(known.state, State::Stopping { why: StopReason::ProgramChanged, .. } | State::Starting { .. });
+        let moving = |known: &&Known| {
+            matches!(known.state, State::Stopping { why, .. } if why.is_rolling()) || matches!(known.state, State::Starting { .. })
+        };
         Self {
             probe_restarts: allowed.saturating_sub(recent),
             rolling: ROLLING.saturating_sub(observed.known.values().filter(moving).count()),
@@ -146,6 +147,10 @@ fn why_stop(leaving: bool, suspended: bool, known: &Known, running: &Running, bu
         Some(StopReason::Asked)
     } else if known.unhealthy && Budget::take(&mut budget.probe_restarts) {
         Some(StopReason::FailedProbes)
+    } else if known.over_memory.is_some() && Budget::take(&mut budget.rolling) {
+        Some(StopReason::OverMemory)
+    } else if known.limits_pending && Budget::take(&mut budget.rolling) {
+        Some(StopReason::LimitsChanged)
     } else if running.program != known.program && !known.program.is_empty() && Budget::take(&mut budget.rolling) {
         Some(StopReason::ProgramChanged)
     } else {

@@ -76,6 +76,8 @@ impl<W: World> Core<W> {
                 generation: self.world.generation(),
                 config_stale_seconds: stale.map_or(0, |(seconds, _)| seconds),
                 config_error: stale.map(|(_, text)| text.to_owned()),
+                isolation: self.world.isolation(),
+                memory_enforced: if self.world.limits_memory() { "kernel" } else { "polled" }.to_owned(),
                 pending_restart: intake::pending_restart(&self.started_with, &self.desired),
             },
             proxy: self.proxy.clone(),

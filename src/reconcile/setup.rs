@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     desired::{Desired, Rejected},
-    instance::{binary::SqBinary, boot_id},
+    instance::{binary::SqBinary, boot_id, launcher::Launcher},
     observed::Moment,
     proxy::settings::Settings,
     route::{Activity, TableError, TableWriter},
@@ -53,12 +53,14 @@ pub struct Parts {
     pub program: Option<SqBinary>,
     /// Where the proxy's settings go.
     pub settings: watch::Sender<Arc<Settings>>,
+    /// Starts instances.
+    pub launcher: Launcher,
 }
 
 impl Agent {
     /// Takes in what an earlier agent left behind. Returns the loop and the channel on which its tasks report.
     pub fn new(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<HostEvent>), SetupError> {
-        let Parts { file, desired, rejected, store, table, activity, instance_secret, program, settings } = parts;
+        let Parts { file, desired, rejected, store, table, activity, instance_secret, program, settings, launcher } = parts;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let start = Start {
             desired: desired.clone(),
@@ -68,7 +70,7 @@ impl Agent {
             starts: 2 * cores,
         };
         let state_dir = desired.state_dir.clone();
-        let (host, events) = Host::new(HostParts { file, state_dir, store, table, activity, instance_secret, settings });
+        let (host, events) = Host::new(HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher });
         Ok((Self { core: Core::new(host, start, Moment::now())?, settled: watch::Sender::new(false) }, events))
     }
 }

@@ -9,7 +9,14 @@ use std::{collections::HashMap, fmt, io, path::PathBuf, time::Duration};
 use super::event::Drain;
 use crate::{
     desired::{Desired, SqSource, TenantId},
-    instance::{ports::PortState, process::StopSignal, scan::Found, usage::Memory},
+    instance::{
+        cgroup::{Applied, CgroupLimits},
+        isolation::Isolation,
+        ports::PortState,
+        process::StopSignal,
+        scan::Found,
+        usage::Memory,
+    },
     observed::Moment,
     route::{Row, TableError},
     store::{InstanceRecord, StoreError, TenantRecord},
@@ -28,12 +35,16 @@ pub trait Handle: Clone + fmt::Debug {
 pub struct Start {
     /// Whose instance.
     pub id: TenantId,
+    /// Its slot; gives the instance its user where each has one of its own.
+    pub slot: u32,
     /// Number of this start; never used before. The instance's key is derived from it.
     pub epoch: u64,
     /// On which port.
     pub port: u16,
     /// The sq program.
     pub program: PathBuf,
+    /// What its cgroup limits, where it has one.
+    pub limits: CgroupLimits,
 }
 
 /// Why tenants.toml cannot be applied.
@@ -108,6 +119,16 @@ pub trait World {
     fn last_answer(&self, slot: u32) -> Option<u32>;
     /// Requests that the proxy took for the tenant in `slot`.
     fn requests(&self, slot: u32) -> u64;
+    /// What keeps instances apart on this host; `None` where nothing does.
+    fn isolation(&self) -> Option<Isolation>;
+    /// Whether the kernel holds instances to their `memory_max`; else that is for the loop.
+    fn limits_memory(&self) -> bool;
+    /// Holds the running instance of `id` to these limits from now on.
+    fn apply_limits(&mut self, id: &TenantId, limits: &CgroupLimits) -> Result<Applied, String>;
+    /// Nothing of `id` runs any more, and nothing will: its cgroup goes.
+    fn let_go(&mut self, id: &TenantId);
+    /// The proxy lives: it is moved to where the host's administrator expects it.
+    fn place_proxy(&mut self, pid: u32);
     /// Forgets what `slot` counted: its tenant is gone.
     fn reset_slot(&mut self, slot: u32);
 }
