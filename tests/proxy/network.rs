@@ -25,12 +25,12 @@ pub struct Elsewhere {
 }
 
 impl Elsewhere {
-    /// With `user`, also in a user namespace, which needs no root.
+    /// With `user`, also in a user namespace, which needs no root; there its user is some other, with every capability.
     async fn start(dir: &Path, user: bool, key: &str) -> Self {
         let (port, sq) = (free_port(), sq_binary());
         let script = format!("ip link set lo up && exec {} host {port} --key {key} --data-dir data", sq.display());
         let sq = Command::new("unshare")
-            .args(user.then_some(["--user", "--map-root-user"]).into_iter().flatten())
+            .args(user.then_some(["--user", "--map-user=1234", "--keep-caps"]).into_iter().flatten())
             .args(["--net", "sh", "-c", &script])
             .current_dir(dir)
             .stdin(Stdio::null())

@@ -49,10 +49,10 @@ async fn an_upgrade_starts_a_new_proxy_and_the_old_one_finishes_what_it_has() {
     let up = host.supervisor.as_mut().unwrap().up().await.unwrap();
     assert_eq!((up.pid, up.side, up.adopted), (host.pid, Side::B, false));
     assert_ne!(host.pid, old);
+    is_retiring(&host).await;
     let new = ask(&client, Http::Two, &token);
-    fake.next().await.answer("200 OK", "from the new one").await;
-    assert_eq!(new.await.unwrap().text(), "from the new one");
-    assert_eq!(host.activity.slot(0).unwrap().in_flight(), 2, "the old one's requests still count");
+    let in_new = fake.next().await;
+    assert_eq!(host.activity.slot(0).unwrap().in_flight(), 3, "the old one's requests still count");
     for seen in seen {
         seen.answer("200 OK", "to the end").await;
     }
@@ -60,7 +60,9 @@ async fn an_upgrade_starts_a_new_proxy_and_the_old_one_finishes_what_it_has() {
         assert_eq!(asked.await.unwrap().text(), "to the end");
     }
     assert_eq!(retired(&host).await, (old, Some(0)));
-    assert_eq!(host.activity.slot(0).unwrap().in_flight(), 0);
+    assert_eq!(host.activity.slot(0).unwrap().in_flight(), 1, "and the new one's go on counting");
+    in_new.answer("200 OK", "from the new one").await;
+    assert_eq!(new.await.unwrap().text(), "from the new one");
     host.agent_that(true).await;
     assert_eq!(host.supervisor.as_mut().unwrap().up().await.unwrap().side, Side::A, "the sides take turns");
     host.stop().await;
