@@ -16,7 +16,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    net::UnixStream,
+    time::{sleep, timeout},
+};
 
 use super::{
     attached::{Proxy, SupervisorError, io_error},
@@ -31,6 +34,10 @@ use crate::{route::Side, telemetry};
 
 /// A proxy serves within 50 ms; one that does not in this time, on a host under whatever load, does not work.
 const COMES_UP: Duration = Duration::from_secs(5);
+
+/// A proxy that cannot go on ends within milliseconds.
+const BY_ITSELF: Duration = Duration::from_millis(300);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// All of the agent's environment that the proxy sees: how to log.
 const LOGGING: [&str; 2] = [telemetry::FILTER_VARIABLE, telemetry::FORMAT_VARIABLE];
@@ -56,10 +63,26 @@ pub(super) async fn bear(side: Side, outfit: Outfit<'_>) -> Result<Proxy, Superv
         Ok(Err(why)) => Box::new(why),
         Err(_) => Box::new(SupervisorError::Late(COMES_UP)),
     };
+    let exit = bury(&mut child).await;
+    Err(SupervisorError::Stillborn { exit, log: outfit.state_dir.join("proxy.log"), why })
+}
+
+/// Ends a proxy that does not come up. One that ends by itself is left the moment to say why.
+async fn bury(child: &mut Child) -> String {
+    let by_itself = async {
+        loop {
+            if let Ok(Some(status)) = child.try_wait() {
+                return status;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    };
+    if let Ok(status) = timeout(BY_ITSELF, by_itself).await {
+        return status.to_string();
+    }
     // It is our child and not yet reaped, so its number is its own.
     let _ = child.kill();
-    let exit = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-    Err(SupervisorError::Stillborn { exit, log: outfit.state_dir.join("proxy.log"), why })
+    child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
 }
 
 fn spawn(path: &Path, outfit: &Outfit<'_>) -> Result<Child, SupervisorError> {

@@ -16,7 +16,7 @@ use super::{
     support::eventually,
 };
 
-fn kill(pid: u32) {
+pub fn kill(pid: u32) {
     kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
 }
 
