@@ -13,7 +13,7 @@ use sq_agent::{
     instance::{
         Exit, Process,
         cgroup::CgroupLimits,
-        isolation::Part,
+        isolation::{Part, Wanted},
         launcher::{Launcher, LauncherConfig},
         network::Network,
         ports::{PortState, probe_free},
@@ -30,7 +30,7 @@ fn config(state_dir: &Path) -> LauncherConfig {
     LauncherConfig {
         exe: PathBuf::from(env!("CARGO_BIN_EXE_sq-agent")),
         state_dir: state_dir.into(),
-        isolate: true,
+        wanted: Wanted::EVERYTHING,
         like: None,
         cgroups: Err(Part::unwanted()),
     }
