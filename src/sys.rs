@@ -44,7 +44,10 @@ pub struct SingleThread(PhantomData<*const ()>);
 #[derive(Debug)]
 pub enum Forked {
     /// The copy. It ends by exec or [`exit_now`], and never returns into what its original was doing.
-    Child,
+    Child {
+        /// It was born in the cgroup that was asked for; else it has to go there by itself.
+        in_cgroup: bool,
+    },
     /// The original.
     Parent {
         /// The copy's process id.
@@ -93,6 +96,8 @@ impl SingleThread {
 
     /// Copies this process, as fork(2) does, with a pidfd and where wanted straight into a cgroup (Linux 5.7): the copy never
     /// runs outside of it. The descriptor of the cgroup is its open directory.
+    ///
+    /// Where clone3 is not to be had (the usual system call filter of containers says ENOSYS) by clone, which knows no cgroups.
     pub fn fork(&self, parent: ParentOfFork, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
         let mut pidfd: libc::c_int = -1;
         let mut args = CloneArgs { flags: libc::CLONE_PIDFD as u64, pidfd: (&raw mut pidfd) as u64, ..CloneArgs::default() };
@@ -108,9 +113,19 @@ impl SingleThread {
         // SAFETY: the kernel reads `args`, which lives until the call returns, and writes one int through `pidfd`. Without
         // CLONE_VM the copy has memory of its own, as after fork(2), and goes on on a copy of this stack; and since there is
         // one thread, no lock is held in it by a thread that it lacks.
-        let pid = checked(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
+        let mut forked = checked(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) });
+        let mut in_cgroup = cgroup.is_some();
+        if forked.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOSYS)) {
+            in_cgroup = false;
+            let flags = (args.flags & !CLONE_INTO_CGROUP) | libc::SIGCHLD as u64;
+            let (stack, nothing) = (0u64, 0u64);
+            // SAFETY: as above. A stack of 0 is a copy of this one; the third argument is where CLONE_PIDFD puts the
+            // descriptor, an int; the other two belong to flags that are not set.
+            forked = checked(unsafe { libc::syscall(libc::SYS_clone, flags, stack, &raw mut pidfd, nothing, nothing) });
+        }
+        let pid = forked?;
         if pid == 0 {
-            return Ok(Forked::Child);
+            return Ok(Forked::Child { in_cgroup });
         }
         // SAFETY: the call succeeded with CLONE_PIDFD, so the kernel has opened this descriptor for us, and nobody else has it.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };

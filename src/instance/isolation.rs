@@ -43,6 +43,28 @@ impl Part {
     }
 }
 
+/// Which parts are to be tried: `isolation` in tenants.toml.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// A network of the instances' own.
+    pub network: bool,
+    /// Landlock.
+    pub landlock: bool,
+    /// The system call filter.
+    pub seccomp: bool,
+    /// No new privileges, no capabilities.
+    pub privileges: bool,
+    /// A user of its own for each instance.
+    pub user: bool,
+}
+
+impl Wanted {
+    /// "auto" and "required".
+    pub const EVERYTHING: Self = Self { network: true, landlock: true, seccomp: true, privileges: true, user: true };
+    /// "off".
+    pub const NOTHING: Self = Self { network: false, landlock: false, seccomp: false, privileges: false, user: false };
+}
+
 /// All of them. `doctor` and status show it; `isolation = "required"` wants [`Isolation::missing`] to be empty.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Isolation {

@@ -181,10 +181,10 @@ impl Process {
         }
     }
 
-    /// How an adopted process ended that has ended already: its parent, init for an orphan, reaps it within moments, and only
-    /// then the kernel tells. One that nobody reaps has an unknown end.
+    /// How an adopted process ended that has ended already: only once its parent has reaped it the kernel tells. systemd does so
+    /// within milliseconds; for an init that takes its time the end is unknown, since the next start does not wait for it.
     async fn reaped(&self) -> Exit {
-        const PATIENCE: Duration = Duration::from_secs(1);
+        const PATIENCE: Duration = Duration::from_millis(250);
         const FIRST_PAUSE: Duration = Duration::from_millis(1);
         let deadline = Instant::now() + PATIENCE;
         let mut pause = FIRST_PAUSE;

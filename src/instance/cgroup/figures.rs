@@ -13,7 +13,7 @@ pub struct MemoryFigures {
     pub events: MemoryEvents,
 }
 
-/// memory.events: counts since the cgroup was made.
+/// memory.events: counts since the start of the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemoryEvents {
     /// Slowed down for memory.high.

@@ -25,14 +25,20 @@ const DEATH: Duration = Duration::from_secs(5);
 impl Cgroups {
     /// Makes the tenant's cgroup with its limits, for a start into it; what still lives in it is killed first, so that a second
     /// writer is impossible. Returns the open directory. Blocks, for as long as that takes, 5 s at most.
+    ///
+    /// It is made anew for each start: its counts then belong to that start, and a kernel that confuses a cgroup that was once
+    /// killed with one that is being killed (seen in 6.18) does not kill what is born in it.
     pub fn prepare(&self, id: &TenantId, limits: &CgroupLimits) -> Result<OwnedFd, CgroupError> {
         let path = self.path(id);
-        make(&path).map_err(file_error("making", &path))?;
-        if populated(&path)? {
-            tracing::warn!(tenant = %id, "processes of an earlier start live in its cgroup and are killed");
-            self.kill(id)?;
-            await_empty(id, &path)?;
+        if path.exists() {
+            if populated(&path)? {
+                tracing::warn!(tenant = %id, "processes of an earlier start live in its cgroup and are killed");
+                self.kill(id)?;
+                await_empty(id, &path)?;
+            }
+            self.remove(id)?;
         }
+        make(&path).map_err(file_error("making", &path))?;
         for setting in limits.memory().iter().chain(&limits.others()) {
             self.write(&path, setting)?;
         }

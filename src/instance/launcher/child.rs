@@ -1,15 +1,21 @@
 //! Between fork and exec: everything an instance gives up, in the one order in which each step still can be taken.
 
 use std::{
+    convert::Infallible,
     ffi::CString,
+    fs::File,
     io::{self, Write},
-    os::{fd::AsFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
 };
 
 use nix::{
     sys::resource::{Resource, setrlimit},
     unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchdir, geteuid, setpgid},
 };
+use rustix::fs::{Mode, OFlags, openat};
 
 use super::wire::{Launch, LaunchFds};
 use crate::{
@@ -34,9 +40,9 @@ fn step<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Resu
 }
 
 /// Becomes the program. Never returns; a failure goes into the error pipe as `errno step`.
-pub(super) fn become_program(launch: &Launch, fds: LaunchFds, rules: &Rules, filters: Option<&Filters>) -> ! {
+pub(super) fn become_program(launch: &Launch, fds: LaunchFds, in_cgroup: bool, rules: &Rules, filters: Option<&Filters>) -> ! {
     // A panic must not unwind into the loop of the original.
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| prepare_and_exec(launch, &fds, rules, filters)));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| prepare_and_exec(launch, &fds, in_cgroup, rules, filters)));
     let failed = match outcome {
         Ok(Err(failed)) => failed,
         Ok(Ok(never)) => match never {},
@@ -51,16 +57,20 @@ pub(super) fn become_program(launch: &Launch, fds: LaunchFds, rules: &Rules, fil
 fn prepare_and_exec(
     launch: &Launch,
     fds: &LaunchFds,
+    in_cgroup: bool,
     rules: &Rules,
     filters: Option<&Filters>,
-) -> Result<std::convert::Infallible, Failed> {
+) -> Result<Infallible, Failed> {
     let text = |bytes: &[u8]| step("reading its arguments", CString::new(bytes).map_err(io::Error::from));
     let program = text(launch.program.as_os_str().as_bytes())?;
     let args = launch.args.iter().map(|arg| text(arg.as_bytes())).collect::<Result<Vec<_>, _>>()?;
     let environment = [text(PATH.as_bytes())?];
 
+    if let Some(cgroup) = fds.cgroup.as_ref().filter(|_| !in_cgroup) {
+        step("entering its cgroup", enter_cgroup(cgroup))?;
+    }
     step("making its process group", setpgid(Pid::from_raw(0), Pid::from_raw(0)))?;
-    let null = step("opening /dev/null", std::fs::File::open("/dev/null"))?;
+    let null = step("opening /dev/null", File::open("/dev/null"))?;
     step("giving it its standard input", dup2_stdin(null))?;
     step("giving it its log", dup2_stdout(&fds.log).and_then(|()| dup2_stderr(&fds.log)))?;
     step("entering its directory", fchdir(fds.directory.as_fd()))?;
@@ -89,4 +99,11 @@ fn prepare_and_exec(
         step("filtering its system calls", filters.apply(std::process::id()).map_err(io::Error::other))?;
     }
     step("running", execve(&program, &args, &environment))
+}
+
+/// For a copy that was not born in it.
+fn enter_cgroup(cgroup: &OwnedFd) -> io::Result<()> {
+    let procs = openat(cgroup, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // 0 is whoever writes it.
+    File::from(procs).write_all(b"0")
 }

@@ -23,7 +23,7 @@ use rustix::{
 use super::wire::{self, Enter, Launch, MAX_DESCRIPTORS, Ready as Found, Reply, Request};
 use crate::instance::{
     cgroup::{CgroupError, Cgroups},
-    isolation::{Isolation, Part},
+    isolation::{Isolation, Part, Wanted},
     network::Network,
     owner,
     process::Process,
@@ -38,8 +38,8 @@ pub struct LauncherConfig {
     pub exe: PathBuf,
     /// Holds `users/`.
     pub state_dir: PathBuf,
-    /// Whether instances are isolated as far as the host permits (`isolation = "auto"` and `"required"`), or not at all.
-    pub isolate: bool,
+    /// How instances are to be kept apart, as far as the host permits.
+    pub wanted: Wanted,
     /// An instance of an earlier agent that goes on: its network is the one to live in, be it the host's. `None` makes a new one.
     pub like: Option<u32>,
     /// Where tenants have cgroups; else why not.
@@ -129,11 +129,12 @@ impl Launcher {
     /// Starts the launcher process. Call [`crate::instance::limits::prepare_agent_limits`] before: what is limited there is
     /// inherited. Blocks for some 20 ms, while the launcher tries what this host permits.
     pub fn start(config: LauncherConfig) -> Result<Self, LauncherError> {
-        let parts = Parts { privileges: config.isolate, landlock: config.isolate, seccomp: config.isolate };
+        let Wanted { network, landlock, seccomp, privileges, .. } = config.wanted;
+        let parts = Parts { privileges, landlock, seccomp };
         let existing = config.like.map(|pid| namespaces_of(pid).map_err(|error| LauncherError::Network { pid, why: error.to_string() }));
         let existing = existing.transpose()?;
         let enter = match &existing {
-            _ if !config.isolate && existing.is_none() => Enter::Host,
+            None if !network => Enter::Host,
             Some(namespaces) if namespaces.is_empty() => Enter::Host,
             Some(_) => Enter::Join,
             None => Enter::New,
@@ -150,7 +151,7 @@ impl Launcher {
                 (line, found, namespaces) = Line::begin(&config.exe, Enter::Host, &[], parts, try_user)?;
                 found.network = why;
             }
-            (Enter::Host, _, Some(_)) if config.isolate => {
+            (Enter::Host, _, Some(_)) if network => {
                 found.network =
                     Part::off("instances of an earlier agent live in the host's network", "stop the agent with its instances once");
             }
@@ -394,7 +395,7 @@ fn failure(errors: io::PipeReader) -> Option<String> {
 
 /// Whether instances can have users of their own, as far as the agent can tell: the rest the launcher tries.
 fn own_user(config: &LauncherConfig) -> Part {
-    if !config.isolate {
+    if !config.wanted.user {
         return Part::unwanted();
     }
     if !rustix::process::geteuid().is_root() {

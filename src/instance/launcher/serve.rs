@@ -74,7 +74,7 @@ impl Starter {
         };
         let cgroup = fds.cgroup.as_ref().map(AsFd::as_fd);
         match self.thread.fork(ParentOfFork::Grandparent, cgroup) {
-            Ok(Forked::Child) => child::become_program(launch, fds, rules, self.filters.as_ref()),
+            Ok(Forked::Child { in_cgroup }) => child::become_program(launch, fds, in_cgroup, rules, self.filters.as_ref()),
             Ok(Forked::Parent { pid, pidfd }) => (Reply::Launched { pid }, vec![pidfd]),
             Err(error) => (failed("fork", error.raw_os_error()), Vec::new()),
         }

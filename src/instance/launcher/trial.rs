@@ -31,7 +31,7 @@ pub(super) struct Tried {
 pub(super) fn hold(thread: &SingleThread, wanted: Parts, own_user: Option<u32>) -> io::Result<Tried> {
     let (mut reader, mut writer) = io::pipe()?;
     match thread.fork(ParentOfFork::Caller, None)? {
-        Forked::Child => {
+        Forked::Child { .. } => {
             drop(reader);
             let tried = std::panic::catch_unwind(|| attempt(wanted, own_user));
             let _ = tried.ok().and_then(|tried| writer.write_all(&serde_json::to_vec(&tried).ok()?).ok());
