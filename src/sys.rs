@@ -8,7 +8,7 @@
 use std::{
     fs, io,
     marker::PhantomData,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
@@ -210,6 +210,20 @@ pub fn exit_status(pidfd: BorrowedFd<'_>) -> ExitStatus {
 
 fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Takes the ownership of a descriptor that this process was started with and that nothing in it owns yet.
+///
+/// # Errors
+/// It is not open.
+pub fn own(descriptor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD takes an integer and touches no memory of ours.
+    if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open. Descriptors named by the environment of this process (LISTEN_FDS) were opened by whoever started it; the
+    // caller reads that environment once.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 #[cfg(test)]

@@ -142,11 +142,14 @@ async fn serve(
     serving: &Serving,
     signals: &mut mpsc::Receiver<Asked>,
 ) -> anyhow::Result<ExitCode> {
+    // Those of a process that inherits are the proxy's, which lives.
+    let mut kept = if inheritance.is_none() { systemd::stored() } else { Vec::new() };
     loop {
         let desired = loaded.desired.clone();
         // Where a process inherits from its child, that one is of the same program, and so is its proxy.
         let replace_proxy = inheritance.as_ref().is_some_and(|(_, child)| child.is_none());
-        let term = match (Term::begin(TermParts { file: file.to_owned(), loaded, replace_proxy }).await, inheritance.take()) {
+        let parts = TermParts { file: file.to_owned(), loaded, replace_proxy, kept_listeners: std::mem::take(&mut kept) };
+        let term = match (Term::begin(parts).await, inheritance.take()) {
             (Ok(term), None) => term,
             (Ok(term), Some(inheritance)) => settle(term, inheritance).await?,
             (Err(error), inheritance) => {

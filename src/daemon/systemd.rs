@@ -30,13 +30,28 @@ pub fn alive() {
 }
 
 /// Keeps the listening sockets in systemd, so that a connection that comes while neither agent nor proxy lives waits instead of being
-/// refused. One descriptor of the same socket is kept once, however often it is sent.
+/// refused.
 pub(super) fn store(listeners: &[TcpListener]) {
     let descriptors: Vec<BorrowedFd<'_>> = listeners.iter().map(|listener| listener.as_fd()).collect();
     if !descriptors.is_empty() && supervised() {
+        // Those of addresses that tenants.toml names no more go.
+        log(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(LISTENERS)]));
         let stored = sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(LISTENERS)], &descriptors);
         log(stored);
     }
+}
+
+/// The listening sockets that systemd kept. Those of another name are not ours and go.
+pub(super) fn stored() -> Vec<TcpListener> {
+    let passed = sd_notify::listen_fds_with_names().map(Vec::from_iter).unwrap_or_default();
+    let mut listeners = Vec::new();
+    for (descriptor, name) in passed {
+        let Ok(owned) = crate::sys::own(descriptor) else { continue };
+        if name == LISTENERS {
+            listeners.push(TcpListener::from(owned));
+        }
+    }
+    listeners
 }
 
 fn tell(state: &[NotifyState<'_>]) {
@@ -55,27 +70,27 @@ fn log(told: std::io::Result<()>) {
     }
 }
 
-/// Whether the SIGTERM that came is the first half of a restart: then instances and proxy go on, and the next agent adopts them.
-/// A stop of the unit and a shutdown of the host are not; neither is anything that cannot be found out.
-pub(super) async fn restarts() -> bool {
+/// Whether another agent is to follow after this SIGTERM: then instances and proxy go on, and it adopts them. Not so at a stop of the
+/// unit or a shutdown of the host. Where systemd tells nothing (`systemctl kill`), it starts the agent again by itself.
+pub(super) async fn starts_again() -> bool {
     if !supervised() {
         return false;
     }
-    let Some(unit) = unit() else { return false };
+    let Some(unit) = unit() else { return true };
     let mut jobs = std::process::Command::new("systemctl");
-    jobs.args(["list-jobs", "--no-legend", "--plain", &unit]).stdin(Stdio::null()).stderr(Stdio::null());
+    jobs.args(["list-jobs", "--no-legend", "--no-pager", "--plain", &unit]).stdin(Stdio::null()).stderr(Stdio::null());
     let answered = tokio::time::timeout(ANSWER, tokio::task::spawn_blocking(move || jobs.output())).await;
     match answered {
-        Ok(Ok(Ok(output))) => is_restart(&String::from_utf8_lossy(&output.stdout), &unit),
-        _ => false,
+        Ok(Ok(Ok(output))) => !is_stop(&String::from_utf8_lossy(&output.stdout), &unit),
+        _ => true,
     }
 }
 
 /// `JOB UNIT TYPE STATE` a line, as `systemctl list-jobs` prints it.
-fn is_restart(jobs: &str, unit: &str) -> bool {
+fn is_stop(jobs: &str, unit: &str) -> bool {
     jobs.lines().any(|line| {
         let mut words = line.split_whitespace();
-        words.nth(1) == Some(unit) && matches!(words.next(), Some("restart" | "try-restart"))
+        words.nth(1) == Some(unit) && words.next() == Some("stop")
     })
 }
 
@@ -98,11 +113,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_restart_is_told_from_a_stop() {
-        assert!(is_restart("1234 sq-agent.service restart running\n", "sq-agent.service"));
-        assert!(!is_restart("1234 sq-agent.service stop running\n", "sq-agent.service"));
-        assert!(!is_restart("9 other.service restart running\n", "sq-agent.service"));
-        assert!(!is_restart("", "sq-agent.service"));
+    fn a_stop_is_told_from_a_restart() {
+        assert!(is_stop("222 sq-agent.service stop running\n", "sq-agent.service"));
+        assert!(!is_stop("174 sq-agent.service restart running\n", "sq-agent.service"));
+        assert!(!is_stop("9 other.service stop running\n", "sq-agent.service"));
+        assert!(!is_stop("", "sq-agent.service"));
     }
 
     #[test]

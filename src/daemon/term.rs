@@ -1,6 +1,6 @@
 //! One term of an agent: what it keeps open while it holds the state directory, and how that ends.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -19,7 +19,7 @@ use crate::{
     instance::{
         binary,
         cgroup::Cgroups,
-        isolation::Part,
+        isolation::{Part, Wanted},
         launcher::{Launcher, LauncherConfig},
         limits, scan,
     },
@@ -52,6 +52,8 @@ pub(super) struct TermParts {
     pub(super) loaded: Loaded,
     /// A living proxy is replaced by one of this program.
     pub(super) replace_proxy: bool,
+    /// Sockets that listen already.
+    pub(super) kept_listeners: Vec<TcpListener>,
 }
 
 /// Everything that an agent keeps open.
@@ -106,7 +108,7 @@ impl Reply {
 impl Term {
     /// Opens everything and starts the loop. The caller holds the lock.
     pub(super) async fn begin(parts: TermParts) -> anyhow::Result<Self> {
-        let TermParts { file, loaded: Loaded { desired, text, rejected }, replace_proxy } = parts;
+        let TermParts { file, loaded: Loaded { desired, text, rejected }, replace_proxy, kept_listeners } = parts;
         limits::prepare_agent_limits()?;
         let opened = Store::open(&desired.state_dir)?;
         if let Some(moved) = &opened.corrupt_moved_to {
@@ -143,6 +145,7 @@ impl Term {
             state_dir: desired.state_dir.clone(),
             exe: THIS_PROGRAM.into(),
             listen: desired.proxy.listen.clone(),
+            kept: kept_listeners,
             routes,
             activity,
             settings,
@@ -151,7 +154,8 @@ impl Term {
             network: join_network(&launcher)?,
         })
         .await?;
-        agent.listens_on(supervisor.addresses());
+        agent.listens_on(&supervisor.addresses());
+        systemd::store(supervisor.listeners());
         let (changes, changed) = mpsc::channel(1);
         let watch = Watch::start(&file, changes)
             .inspect_err(|error| tracing::warn!(%error, "tenants.toml is not watched; it is still read every 5 s"))
@@ -211,8 +215,8 @@ impl Term {
                 ended = &mut self.running => return Err(ended.map_or_else(anyhow::Error::from, |_| anyhow::anyhow!("no signal came")).context("the loop ended before its time")),
                 Some(asked) = signals.recv() => match asked {
                     Asked::Reload => self.signal(Signal::Reload).await,
-                    Asked::Terminate if systemd::restarts().await => {
-                        tracing::info!("the unit is restarted: instances and proxy go on");
+                    Asked::Terminate if systemd::starts_again().await => {
+                        tracing::info!("another agent is to follow: instances and proxy go on");
                         self.leave().await;
                         return Ok(End::Left);
                     }
@@ -301,7 +305,7 @@ async fn launcher(desired: &Desired) -> anyhow::Result<Launcher> {
             Launcher::start(LauncherConfig {
                 exe: THIS_PROGRAM.into(),
                 state_dir: state_dir.clone(),
-                isolate: mode != IsolationMode::Off,
+                wanted: if mode == IsolationMode::Off { Wanted::NOTHING } else { Wanted::EVERYTHING },
                 like,
                 cgroups: Cgroups::open(&name).map_err(Into::into),
             })

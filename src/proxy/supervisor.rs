@@ -1,6 +1,12 @@
 //! The agent's side of the proxy, as the agent sees it: what it must give, what it hears, and how it lets go. `supervise` does the work.
 
-use std::{net::SocketAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -30,6 +36,8 @@ pub struct SupervisorConfig {
     /// Addresses to listen on. They are bound here and kept open for ever, so that a dead proxy loses no connection that waits; what a
     /// proxy of an earlier agent holds is taken back from it.
     pub listen: Vec<SocketAddr>,
+    /// Sockets that listen already, kept by whoever supervises the agent.
+    pub kept: Vec<TcpListener>,
     /// The route table's descriptor.
     pub routes: OwnedFd,
     /// The activity page.
@@ -118,7 +126,7 @@ pub(super) fn nudge(events: &mpsc::Sender<ProxyEvent>, id: TenantId, reason: Nud
 
 /// Holds a running supervisor.
 pub struct SupervisorHandle {
-    addresses: Vec<SocketAddr>,
+    listeners: Vec<TcpListener>,
     up: watch::Receiver<Option<Result<Serving, NotUp>>>,
     stop: Option<oneshot::Sender<Duration>>,
     task: JoinHandle<()>,
@@ -126,8 +134,13 @@ pub struct SupervisorHandle {
 
 impl SupervisorHandle {
     /// What is listened on; differs from what was asked for where that was port 0.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// The listening sockets, for whoever keeps them while neither agent nor proxy lives.
+    pub fn listeners(&self) -> &[TcpListener] {
+        &self.listeners
     }
 
     /// Waits for the first proxy of this agent: the new one where one is to be replaced. That takes 5 s at most, or 30 s more where the proxy
@@ -167,10 +180,12 @@ impl Supervisor {
     ///
     /// # Errors
     /// An address that cannot be listened on.
-    pub async fn start(config: SupervisorConfig) -> Result<SupervisorHandle, ListenError> {
+    pub async fn start(mut config: SupervisorConfig) -> Result<SupervisorHandle, ListenError> {
         let found = standing::look(&config.state_dir).await;
-        let listeners = listeners(found.listeners, &config.listen)?;
-        let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let kept = std::mem::take(&mut config.kept);
+        let listeners = listeners(found.listeners.into_iter().chain(kept).collect(), &config.listen)?;
+        // Without a copy there is nothing to keep, and nothing else is lost by it.
+        let shared = listeners.iter().filter_map(|listener| listener.try_clone().ok()).collect();
         let network = match &config.network {
             Some(network) => network.inode().ok(),
             None => network::own_inode(),
@@ -180,6 +195,6 @@ impl Supervisor {
         let (outcome, up) = watch::channel(None);
         let keeper = Keeper::new(config, listeners, wanted, outcome);
         let task = tokio::spawn(keeper.run(found.sides, stopped));
-        Ok(SupervisorHandle { addresses, up, stop: Some(stop), task })
+        Ok(SupervisorHandle { listeners: shared, up, stop: Some(stop), task })
     }
 }

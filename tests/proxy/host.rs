@@ -108,6 +108,7 @@ impl Host {
             state_dir: self.dir.path().to_owned(),
             exe: exe.to_owned(),
             listen: vec![self.address],
+            kept: Vec::new(),
             routes: self.routes().await,
             activity: self.activity.clone(),
             settings: self.settings.subscribe(),

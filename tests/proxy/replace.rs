@@ -233,13 +233,13 @@ async fn of_two_that_serve_the_newer_is_adopted_and_the_older_retires() {
     let old = host.pid;
     let run = host.path().join("run");
     let (a, b, hidden) = (run.join("proxy-a.sock"), run.join("proxy-b.sock"), run.join("hidden"));
-    host.supervisor.take().unwrap().detach();
+    host.supervisor.take().unwrap().detach().await;
     std::fs::rename(&a, &hidden).unwrap();
     host.address.set_port(0);
     host.agent().await;
     let new = host.pid;
     assert_ne!(new, old);
-    host.supervisor.take().unwrap().detach();
+    host.supervisor.take().unwrap().detach().await;
     std::fs::rename(&a, &b).unwrap();
     std::fs::rename(&hidden, &a).unwrap();
     host.agent().await;
