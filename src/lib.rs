@@ -6,6 +6,7 @@ pub mod admin;
 pub mod cli;
 pub mod daemon;
 pub mod desired;
+pub mod doctor;
 pub mod handover;
 pub mod instance;
 pub mod instance_key;

@@ -4,6 +4,7 @@
 
 mod check;
 mod confirm;
+mod doctor;
 mod launcher;
 mod plan;
 mod proxy;
@@ -57,6 +58,8 @@ enum Command {
     Confirm(confirm::Args),
     /// Show what runs
     Status(status::Args),
+    /// Say what this host permits, what is wrong, and what to do
+    Doctor(doctor::Args),
     /// Restart a tenant's sq, drained first
     Restart(restart::Args),
     /// Hand the host over to a new sq-agent, without a failed request
@@ -94,6 +97,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => plan::run(&args, find),
         Command::Confirm(args) => confirm::run(&args, &load(&find()?)?),
         Command::Status(args) => status::run(&args, &load(&find()?)?),
+        Command::Doctor(args) => doctor::run(&args, &find()?),
         Command::Restart(args) => restart::run(&args, &load(&find()?)?),
         Command::Upgrade(args) => upgrade::run(&args, &load(&find()?)?),
         Command::Token(args) => token::run(&args, &load(&find()?)?),

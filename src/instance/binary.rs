@@ -89,6 +89,11 @@ pub async fn ensure_with(
     }
 }
 
+/// Whether this version is there already, and runs.
+pub async fn is_installed(version: &str, state_dir: &Path) -> bool {
+    is_exact_version(version) && installed(&install::binary_path(state_dir, version), version).await.is_some()
+}
+
 async fn installed(path: &Path, version: &str) -> Option<SqBinary> {
     check(path).await.ok().filter(|binary| binary.version == version)
 }

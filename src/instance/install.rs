@@ -81,7 +81,8 @@ impl CargoSearch {
         from_path.chain(self.cargo_home.iter().map(|home| home.join("bin")))
     }
 
-    fn cargo(&self) -> Option<PathBuf> {
+    /// The cargo that an install would use.
+    pub fn cargo(&self) -> Option<PathBuf> {
         self.directories().map(|dir| dir.join("cargo")).find(|path| path.is_file())
     }
 }

@@ -1,0 +1,172 @@
+//! What a running agent says of itself. Pure.
+
+use super::Finding;
+use crate::{
+    admin::status::{Status, TenantStatus},
+    instance::isolation::{Isolation, Part},
+};
+
+/// Tenants that are named one by one; more are counted.
+const NAMED: usize = 10;
+
+/// What its status tells.
+pub fn findings(status: &Status) -> Vec<Finding> {
+    let agent = &status.agent;
+    let mut findings = vec![Finding::ok("agent", format!("{} runs as process {}", agent.version, agent.pid))];
+    findings.push(match (status.proxy.pid, &status.proxy.detail) {
+        (Some(_), None) => Finding::ok("proxy", format!("serves on {}", status.proxy.listen.join(", "))),
+        (Some(_), Some(detail)) => Finding::problem("proxy", detail, "mend what it names in tenants.toml, or the file that is named there"),
+        (None, detail) => Finding::problem("proxy", detail.as_deref().unwrap_or("is down"), "see proxy.log in the state directory"),
+    });
+    if let Some(error) = &agent.config_error {
+        let text = format!("refused for {} s; the last good one is in force: {error}", agent.config_stale_seconds);
+        findings.push(Finding::problem("tenants.toml", text, "`sq-agent check` shows every problem with what to write instead"));
+    }
+    for key in &agent.pending_restart {
+        findings.push(Finding::notice("tenants.toml", format!("{key} has changed"), "it takes effect when the agent starts anew"));
+    }
+    if let Some(held) = &status.held {
+        let text = format!("the removal of {} of {} tenants is held", held.removals.len(), held.of);
+        findings.push(Finding::problem(
+            "removals",
+            text,
+            format!("look at `sq-agent plan`; `sq-agent confirm {}` lets them through", held.hash),
+        ));
+    }
+    if let Some(rollout) = &status.rollout {
+        let stands = format!("{} of {} tenants have {}, {} crashed on it", rollout.moved, rollout.total, rollout.to, rollout.crashed);
+        findings.push(match &rollout.try_again {
+            None => Finding::ok("roll-out", format!("under way: {stands}")),
+            Some(hash) => Finding::problem(
+                "roll-out",
+                format!("went back to {}: {} of {} instances crashed on {}", rollout.from, rollout.crashed, rollout.moved, rollout.to),
+                format!("name another version in tenants.toml, or try again with `sq-agent confirm {hash}`"),
+            ),
+        });
+    }
+    findings.extend(tenants(&status.tenants));
+    match agent.memory_enforced.as_str() {
+        "kernel" => findings.push(Finding::ok("memory limits", "held by the kernel")),
+        _ => findings.push(Finding::notice(
+            "memory limits",
+            "the kernel holds nobody to memory_max here: the agent looks every 20 s, and restarts, drained, who uses more",
+            "run the agent where a cgroup of version 2 with the memory controller is delegated to it, as the unit in contrib/systemd does",
+        )),
+    }
+    findings.extend(agent.isolation.as_ref().map(isolation).unwrap_or_default());
+    findings
+}
+
+fn tenants(tenants: &[TenantStatus]) -> Vec<Finding> {
+    let settled = |tenant: &&TenantStatus| matches!(tenant.state.as_str(), "ready" | "suspended");
+    let troubled: Vec<_> = tenants.iter().filter(|tenant| !settled(tenant)).collect();
+    let served = tenants.len() - troubled.len();
+    let mut findings = vec![Finding::ok("tenants", format!("{served} of {} as desired", tenants.len()))];
+    for tenant in troubled.iter().take(NAMED) {
+        let remedy = match tenant.state.as_str() {
+            "crashed" => format!("see its sq.log; `sq-agent restart {}` tries again at once", tenant.id),
+            _ => String::new(),
+        };
+        findings.push(match tenant.state.as_str() {
+            "crashed" => Finding::problem(&tenant.id, &tenant.detail, remedy),
+            _ => Finding::notice(&tenant.id, format!("{}: {}", tenant.state, tenant.detail), remedy),
+        });
+    }
+    if troubled.len() > NAMED {
+        let text = format!("{} more are not as desired", troubled.len() - NAMED);
+        findings.push(Finding::problem("tenants", text, "`sq-agent status` lists them"));
+    }
+    findings
+}
+
+/// Each means by which instances are kept apart.
+pub(super) fn isolation(isolation: &Isolation) -> Vec<Finding> {
+    let meaning = |name: &str| match name {
+        "network" => "instances listen in a network of their own, out of reach from outside and of other users",
+        "landlock" => "an instance reaches its own files and port, and nothing else",
+        "seccomp" => "an instance makes the system calls that sq needs, and no other",
+        "privileges" => "an instance has no capabilities and gains none",
+        "user" => "each instance runs as a user of its own",
+        _ => "each instance has a cgroup of its own",
+    };
+    let finding = |(name, part): (&str, &Part)| match part {
+        Part::On { detail } if detail.is_empty() => Finding::ok(name, format!("on: {}", meaning(name))),
+        Part::On { detail } => Finding::ok(name, format!("on: {} ({detail})", meaning(name))),
+        Part::Off { reason, remedy } => Finding::notice(name, format!("off: {reason}"), remedy),
+    };
+    isolation.parts().into_iter().map(finding).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        admin::status::{AgentStatus, ProxyStatus},
+        doctor::Severity,
+    };
+
+    fn tenant(id: &str, state: &str, detail: &str) -> TenantStatus {
+        TenantStatus {
+            id: id.into(),
+            tier: "free".into(),
+            state: state.into(),
+            port: None,
+            pid: None,
+            epoch: 1,
+            restarts: 0,
+            last_exit: None,
+            started_at: None,
+            memory_bytes: None,
+            requests: 0,
+            detail: detail.into(),
+        }
+    }
+
+    fn status() -> Status {
+        let agent = AgentStatus {
+            pid: 7,
+            version: "1".into(),
+            uptime_seconds: 1,
+            desired_hash: String::new(),
+            generation: 1,
+            config_stale_seconds: 0,
+            config_error: None,
+            isolation: None,
+            memory_enforced: "kernel".into(),
+            pending_restart: vec![],
+        };
+        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None };
+        Status { agent, proxy, held: None, rollout: None, tenants: vec![tenant("a", "ready", "answers")] }
+    }
+
+    #[test]
+    fn a_host_that_is_well_has_no_finding_that_asks_for_something() {
+        assert!(findings(&status()).iter().all(|finding| finding.severity == Severity::Ok && finding.remedy.is_empty()));
+    }
+
+    #[test]
+    fn a_crashed_tenant_is_named_with_why_and_what_to_do() {
+        let mut status = status();
+        status.tenants.push(tenant("b", "crashed", "killed for memory: 20 MB limit; raise memory_max or lower body_max"));
+        let all = findings(&status);
+        let finding = all.iter().find(|finding| finding.subject == "b").unwrap();
+        assert_eq!(finding.severity, Severity::Problem);
+        assert!(finding.text.contains("20 MB limit") && finding.remedy.contains("sq-agent restart b"));
+    }
+
+    #[test]
+    fn many_in_trouble_are_counted() {
+        let mut status = status();
+        status.tenants.extend((0..30).map(|n| tenant(&format!("t{n}"), "crashed", "exit 101")));
+        let all = findings(&status);
+        assert!(all.iter().any(|finding| finding.text == "20 more are not as desired"), "{all:#?}");
+    }
+
+    #[test]
+    fn who_holds_memory_limits_is_said() {
+        let mut status = status();
+        status.agent.memory_enforced = "polled".into();
+        let all = findings(&status);
+        assert!(all.iter().any(|finding| finding.subject == "memory limits" && finding.severity == Severity::Notice));
+    }
+}
