@@ -151,7 +151,7 @@ impl SupervisorHandle {
         let _ = self.task.await;
     }
 
-    /// Lets go of the proxy, which goes on serving for the next agent.
+    /// Lets go of the proxy, which goes on serving for the next agent; so does one that retires, which that agent then watches.
     pub fn detach(self) {
         self.task.abort();
     }
