@@ -14,7 +14,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// Namespaces that a proxy joins.
 #[derive(Debug)]
 pub struct JoinNetwork {
-    /// The user namespace that owns `net`, where the agent has no right of its own to enter that; joined first.
+    /// The user namespace that owns `net`, where the agent has no right of its own to enter that; joined first. Where
+    /// [`Settings::run_as`](super::settings::Settings::run_as) names a user, it must be one whom this namespace knows.
     pub user: Option<OwnedFd>,
     /// The network namespace (`/proc/<pid>/ns/net`, opened).
     pub net: OwnedFd,

@@ -164,7 +164,7 @@ impl SupervisorHandle {
         let _ = self.task.await;
     }
 
-    /// Lets go of the proxy, which goes on serving for the next agent.
+    /// Lets go of the proxy, which goes on serving for the next agent; so does one that retires, which that agent then watches.
     pub async fn detach(self) {
         self.task.abort();
         // An error says that it was cut off, as it should be.

@@ -88,7 +88,9 @@ async fn the_burst_goes_at_once_and_then_one_request_each_600_ms() {
         }
     }
     // Never faster than the rate; how much slower is the machine's affair.
-    assert!(after[2] - after[0] >= 2 * 600 - 50, "{after:?}");
+    for (more, at) in (1..).zip(&after) {
+        assert!(admitted + more <= 21 + at / 600, "{admitted}, then at {after:?} ms");
+    }
     serving.abort();
     host.stop().await;
 }

@@ -15,7 +15,7 @@ use super::{
     fake::Fake,
     host::{Host, ready, row},
     load::{Habit, Load},
-    support::eventually,
+    support::{DEADLINE, eventually},
 };
 
 /// A request on its way through `client`.
@@ -247,6 +247,27 @@ async fn of_two_that_serve_the_newer_is_adopted_and_the_older_retires() {
     seen.answer("200 OK", "finished").await;
     assert_eq!(slow.await.unwrap().text(), "finished");
     assert_eq!(retired(&host).await, (old, Some(0)));
+    host.stop().await;
+}
+
+/// The agent died after it had started the new proxy and before it told it anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_proxy_that_was_never_told_anything_is_ended_and_the_old_one_goes_on() {
+    let mut host = Host::start(&[]).await;
+    let old = host.pid;
+    let socket = std::os::unix::net::UnixListener::bind(host.path().join("run/proxy-b.sock")).unwrap();
+    let mut unborn = std::process::Command::new(env!("CARGO_BIN_EXE_sq-agent"))
+        .arg("proxy")
+        .stdin(std::os::fd::OwnedFd::from(socket))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    host.agent().await;
+    assert_eq!(host.pid, old);
+    let ended = tokio::task::spawn_blocking(move || unborn.wait().unwrap());
+    assert!(tokio::time::timeout(DEADLINE, ended).await.unwrap().unwrap().success());
+    host.agent_that(true).await;
+    assert_eq!(host.supervisor.as_mut().unwrap().up().await.unwrap().side, Side::B, "its side is free");
     host.stop().await;
 }
 
