@@ -17,8 +17,10 @@ memory_max = "20M"
 cpu_quota  = "10%"
 rate       = "1000/s"
 burst      = 1000
+# Emulation is 20 to 40 times slower than a CPU: 10 % of it would measure patience, not memory. bob keeps the 10 %.
 [[tenants]]
-id = "ada@example.com"
+id        = "ada@example.com"
+cpu_quota = "100%"
 [[tenants]]
 id = "bob@example.com"
 [[tenants]]
@@ -62,11 +64,11 @@ is 'ada lives in hers' "$(state ada pid)" "$(seen ada cgroup.procs)"
 is 'memory.max is 20 MiB' 20971520 "$(seen ada memory.max)"
 within 'memory.high is 90 % of it, less at most a page and a rounding' 18866176 18874368 "$(seen ada memory.high)"
 [ ! -e "$(place ada)/memory.swap.max" ] || is 'memory.swap.max is nothing' 0 "$(seen ada memory.swap.max)"
-is 'cpu.max is 10 %' '10000 100000' "$(seen ada cpu.max)"
+is 'cpu.max is 10 %' '10000 100000' "$(seen bob cpu.max)"
 within 'pids.max is a number' 16 2000 "$(seen ada pids.max)"
 is 'memory.oom.group is on' 1 "$(seen ada memory.oom.group)"
 
-echo '# load: 50 at once, 1 MB each, on one tenant under 20 MB and 10 % CPU'
+echo '# load: 50 at once, 1 MB each, on one tenant under 20 MB'
 url=https://127.0.0.1:8443
 ca=/var/lib/sq/tls/cert.pem
 head -c 750000 /dev/urandom | base64 | tr -d '\n' | head -c 1000000 >/tmp/megabyte
@@ -98,7 +100,8 @@ echo "# slowest: $(slowest) s; memory.peak $(seen ada memory.peak), $(events)"
 is 'what was written last is read' "200 $(md5sum </tmp/megabyte)" "$(as ada "/api/v2/select?$page") $(md5sum </tmp/body)"
 is 'it is the same sq' "$before" "$(state ada pid)"
 is 'nothing was killed' 'oom_kill 0' "$(seen ada memory.events | grep '^oom_kill ')"
-within 'it was held to its share of CPU (periods throttled)' 1 1000000000 "$(seen ada cpu.stat | sed -n 's/^nr_throttled //p')"
+for _ in 1 2 3; do as bob "/api/v2/update?$page" --data-binary @/tmp/megabyte >/dev/null; done
+within 'bob was held to his share of CPU (periods throttled)' 1 1000000000 "$(seen bob cpu.stat | sed -n 's/^nr_throttled //p')"
 
 echo '# too much: 16 MB at once cost sq 48 MB and more'
 before=$(state greedy pid) other=$(state bob pid)
