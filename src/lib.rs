@@ -4,7 +4,9 @@
 
 pub mod admin;
 pub mod cli;
+pub mod daemon;
 pub mod desired;
+pub mod handover;
 pub mod instance;
 pub mod instance_key;
 pub mod observed;

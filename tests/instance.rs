@@ -17,6 +17,7 @@ use sq_agent::instance::{
     Exit, Process,
     limits::{MIN_DESCRIPTORS, prepare_agent_limits},
     log::{rotate_if_needed, tail},
+    network::Network,
     probe::{self, KeyedAnswer, NotReady, ProbeError},
     process::StopSignal,
     pulse::Pulse,
@@ -47,8 +48,8 @@ fn stat_field(pid: u32, number: usize) -> String {
 async fn a_started_sq_takes_its_own_key_and_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let sq = Running::start(dir.path(), "a", "key-a").await;
-    assert_eq!(probe::keyed(sq.port, "key-a", SECOND).await.unwrap(), KeyedAnswer::Mine);
-    assert_eq!(probe::keyed(sq.port, "key-b", SECOND).await.unwrap(), KeyedAnswer::OtherKey);
+    assert_eq!(probe::keyed(&Network::host(), sq.port, "key-a", SECOND).await.unwrap(), KeyedAnswer::Mine);
+    assert_eq!(probe::keyed(&Network::host(), sq.port, "key-b", SECOND).await.unwrap(), KeyedAnswer::OtherKey);
     assert!(usage::memory(sq.pid(), None).unwrap().bytes > 50_000);
 }
 
@@ -57,7 +58,7 @@ async fn a_squatter_with_another_key_is_not_taken_for_our_own() {
     let dir = tempfile::tempdir().unwrap();
     let squatter = Running::start(dir.path(), "squatter", "key-s").await;
     let ours = Running::spawn(dir.path(), "a", "key-a", squatter.port);
-    let error = probe::until_ready(&ours, squatter.port, "key-a", deadline()).await.unwrap_err();
+    let error = probe::until_ready(&Network::host(), &ours, squatter.port, "key-a", deadline()).await.unwrap_err();
     assert!(matches!(error, NotReady::Exited(Exit::Code(101)) | NotReady::PortTaken { .. }), "{error}");
     assert_eq!(ours.exited().await, Exit::Code(101));
     let log = tail(&ours.user_dir.join("sq.log"), 5).join("\n");
@@ -68,7 +69,7 @@ async fn a_squatter_with_another_key_is_not_taken_for_our_own() {
 async fn a_live_process_whose_port_another_key_answers_is_not_ready() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (Running::start(dir.path(), "a", "key-a").await, Running::start(dir.path(), "b", "key-b").await);
-    let error = probe::until_ready(&a, b.port, "key-a", deadline()).await.unwrap_err();
+    let error = probe::until_ready(&Network::host(), &a, b.port, "key-a", deadline()).await.unwrap_err();
     assert!(matches!(error, NotReady::PortTaken { port } if port == b.port), "{error}");
 }
 
@@ -83,8 +84,8 @@ async fn an_sq_without_a_key_takes_any_and_so_proves_nothing() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("it listens", || async { probe::keyed(port, "key-a", SECOND).await.is_ok() }).await;
-    let answer = probe::keyed(port, "key-a", SECOND).await;
+    eventually("it listens", || async { probe::keyed(&Network::host(), port, "key-a", SECOND).await.is_ok() }).await;
+    let answer = probe::keyed(&Network::host(), port, "key-a", SECOND).await;
     keyless.kill().unwrap();
     keyless.wait().unwrap();
     assert_eq!(answer.unwrap(), KeyedAnswer::Other(404));
@@ -100,7 +101,7 @@ async fn a_stopped_sq_misses_the_pulse_a_continued_one_does_not_and_neither_logs
     let limit = Duration::from_millis(300);
     for (name, answers) in [("-STOP", false), ("-CONT", true)] {
         signal(name);
-        let mut pulse = Pulse::new(limit);
+        let mut pulse = Pulse::new(Network::host(), limit);
         let asked = Moment::now();
         pulse.ask("a", sq.port, asked);
         let mut known = None;
@@ -118,16 +119,16 @@ async fn a_stopped_sq_misses_the_pulse_a_continued_one_does_not_and_neither_logs
 #[tokio::test]
 async fn nobody_a_mute_server_and_a_stranger_are_told_apart() {
     let port = free_port();
-    assert!(matches!(probe::keyed(port, "key-a", SECOND).await, Err(ProbeError::Refused)));
+    assert!(matches!(probe::keyed(&Network::host(), port, "key-a", SECOND).await, Err(ProbeError::Refused)));
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    assert!(matches!(probe::keyed(port, "key-a", Duration::from_millis(50)).await, Err(ProbeError::Timeout(_))));
+    assert!(matches!(probe::keyed(&Network::host(), port, "key-a", Duration::from_millis(50)).await, Err(ProbeError::Timeout(_))));
     let stranger = std::thread::spawn(move || {
         // The mute connection above comes first.
         let (mut stream, _) = (listener.accept().unwrap(), listener.accept().unwrap()).1;
         stream.write_all(b"SSH-2.0-OpenSSH_9.6\r\n").unwrap();
         stream.read_to_end(&mut Vec::new()).ok();
     });
-    assert!(matches!(probe::keyed(port, "key-a", SECOND).await, Err(ProbeError::NotHttp)));
+    assert!(matches!(probe::keyed(&Network::host(), port, "key-a", SECOND).await, Err(ProbeError::NotHttp)));
     stranger.join().unwrap();
 }
 
@@ -136,7 +137,7 @@ async fn waiting_for_readiness_ends_at_its_deadline() {
     let dir = tempfile::tempdir().unwrap();
     let sq = Running::start(dir.path(), "a", "key-a").await;
     let soon = tokio::time::Instant::now() + Duration::from_millis(50);
-    let error = probe::until_ready(&sq, free_port(), "key-a", soon).await.unwrap_err();
+    let error = probe::until_ready(&Network::host(), &sq, free_port(), "key-a", soon).await.unwrap_err();
     assert!(matches!(error, NotReady::Timeout { last: ProbeError::Refused }), "{error}");
 }
 
@@ -159,7 +160,7 @@ async fn an_sq_that_ends_during_its_start_is_not_waited_for() {
     let sq = Running::spawn(dir.path(), "a", "key-a", free_port());
     sq.signal(StopSignal::Kill).unwrap();
     let started = Instant::now();
-    let error = probe::until_ready(&sq, free_port(), "key-a", deadline()).await.unwrap_err();
+    let error = probe::until_ready(&Network::host(), &sq, free_port(), "key-a", deadline()).await.unwrap_err();
     assert!(matches!(error, NotReady::Exited(Exit::Signal(9))), "{error}");
     assert!(started.elapsed() < SECOND);
 }
@@ -233,7 +234,7 @@ async fn an_orphan_is_found_adopted_and_its_end_noticed() {
         data_dir.display()
     );
     assert!(Command::new("/bin/sh").args(["-c", &script]).status().unwrap().success());
-    eventually("it listens", || async { probe::keyed(port, "key-a", SECOND).await.is_ok() }).await;
+    eventually("it listens", || async { probe::keyed(&Network::host(), port, "key-a", SECOND).await.is_ok() }).await;
 
     let found = scan(dir.path()).unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
@@ -289,14 +290,14 @@ async fn sq_goes_on_logging_through_a_rotation() {
         rotations += i32::from(rotate_if_needed(&log, LIMIT).unwrap());
         let done = rotations == 3;
         let (port, key) = (sq.port, &sq.key);
-        async move { done || probe::keyed(port, key, SECOND).await.unwrap() != KeyedAnswer::Mine }
+        async move { done || probe::keyed(&Network::host(), port, key, SECOND).await.unwrap() != KeyedAnswer::Mine }
     })
     .await;
     let line = "404: GET /healthz HTTP/1.1";
     let old = fs::read_to_string(sq.user_dir.join("sq.log.1")).unwrap();
     assert!(old.len() as u64 >= LIMIT && old.ends_with(&format!("{line}\n")), "{old}");
     eventually("the next line stands in the new log", || async {
-        probe::keyed(sq.port, &sq.key, SECOND).await.unwrap();
+        probe::keyed(&Network::host(), sq.port, &sq.key, SECOND).await.unwrap();
         tail(&log, 1) == [line]
     })
     .await;

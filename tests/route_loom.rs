@@ -1,6 +1,7 @@
-//! Publish against read of the route table, in every interleaving and with every stale read that the memory model permits.
+//! Publish against read of the route table, and write against write of two proxies, in every interleaving and with every stale read that the
+//! memory model permits.
 //!
-//! `protocol.rs` is compiled here once more, the very file that ships, over loom's atomics: so this is an ordinary test and needs no
+//! `protocol.rs` and `flight.rs` are compiled here once more, the very files that ship, over loom's atomics: so this is an ordinary test and needs no
 //! `--cfg loom` (which would reach into the dependencies too). Buffers of two words are enough to be torn; two publishes are
 //! enough to write into the buffer that a reader stands in.
 //!
@@ -18,10 +19,14 @@ mod atomics {
     pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 }
+#[allow(dead_code, unreachable_pub)] // reason: what is public there is for the rest of the program
+#[path = "../src/route/flight.rs"]
+mod flight;
 #[path = "../src/route/protocol.rs"]
 mod protocol;
 
 use atomics::{AtomicU64, Ordering};
+use flight::Side;
 use protocol::{Shared, Shipped, Steps};
 
 /// What a reader's reads in a row gave: generations, or no quiet moment.
@@ -180,4 +185,71 @@ fn without_both_fences_before_the_probe_a_reader_sees_stale_contents() {
         const FENCE_BEFORE_PROBE: bool = false;
     }
     is_quick::<Without>();
+}
+
+/// An instance of sq that is torn by two writes at once, and the word that guards it.
+struct Guarded {
+    word: AtomicU64,
+    sq: loom::cell::UnsafeCell<u32>,
+}
+
+impl Guarded {
+    fn new(word: u64) -> Arc<Self> {
+        Arc::new(Self { word: AtomicU64::new(word), sq: loom::cell::UnsafeCell::new(0) })
+    }
+
+    /// One write, as a proxy does it: it waits while the other one writes. Loom fails if anybody else is at `sq`, or does not see the last write.
+    fn write(&self, side: Side) {
+        while !flight::enter_writing(&self.word, side) {
+            thread::yield_now();
+        }
+        self.sq.with_mut(|_| ());
+        flight::leave_writing(&self.word, side);
+    }
+}
+
+#[test]
+fn two_proxies_never_write_at_once() {
+    loom::model(|| {
+        let guarded = Guarded::new(0);
+        let other = Arc::clone(&guarded);
+        let b = thread::spawn(move || other.write(Side::B));
+        guarded.write(Side::A);
+        b.join().unwrap();
+        assert_eq!(guarded.word.load(Ordering::Relaxed), 0);
+    });
+}
+
+#[test]
+fn reads_beside_a_write_lose_no_count_and_no_claim() {
+    loom::model(|| {
+        let guarded = Guarded::new(0);
+        let other = Arc::clone(&guarded);
+        let reads = thread::spawn(move || {
+            assert!(flight::enter(&other.word, Side::B) >= 1);
+            flight::leave(&other.word, Side::B);
+        });
+        assert!(flight::enter_writing(&guarded.word, Side::A));
+        assert!(!flight::enter_writing(&guarded.word, Side::B));
+        reads.join().unwrap();
+        assert_eq!(flight::in_flight(&guarded.word), 1);
+        flight::leave_writing(&guarded.word, Side::A);
+        assert_eq!(guarded.word.load(Ordering::Relaxed), 0);
+    });
+}
+
+/// Side A died in the middle of a write. The agent sees it dead and clears it; only then may side B write.
+#[test]
+fn the_claim_of_a_dead_proxy_holds_until_the_agent_has_cleared_its_side() {
+    loom::model(|| {
+        let guarded = Guarded::new(0);
+        assert!(flight::enter_writing(&guarded.word, Side::A));
+        let living = Arc::clone(&guarded);
+        let b = thread::spawn(move || living.write(Side::B));
+        // What is left of A's write, up to its end.
+        guarded.sq.with_mut(|_| ());
+        flight::clear_side(&guarded.word, Side::A);
+        b.join().unwrap();
+        assert_eq!(guarded.word.load(Ordering::Relaxed), 0);
+    });
 }

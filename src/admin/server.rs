@@ -1,17 +1,22 @@
 //! Serves the agent's socket: each request becomes one question to the loop, whose answer goes back as JSON.
 
-use std::{convert::Infallible, path::Path, time::Duration};
+use std::{
+    convert::Infallible,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot},
+    task::{JoinHandle, JoinSet},
 };
 
-use super::status::Failure;
+use super::status::{Failure, UpgradeRequest};
 use crate::desired::TenantId;
 
 /// What a command asks of the loop.
@@ -27,6 +32,18 @@ pub enum Question {
     Restart(TenantId),
 }
 
+/// `POST /upgrade`: hand the host over to the program at this path. It is not the loop that answers, since the loop ends by it.
+pub type UpgradeAsked = (PathBuf, oneshot::Sender<Answer>);
+
+/// Where questions go.
+#[derive(Debug, Clone)]
+pub struct Desk {
+    /// To the loop.
+    pub questions: mpsc::Sender<Asked>,
+    /// To whoever runs the loop.
+    pub upgrades: mpsc::Sender<UpgradeAsked>,
+}
+
 /// The answer: a JSON body, or why not.
 pub type Answer = Result<Vec<u8>, (StatusCode, String)>;
 
@@ -35,6 +52,10 @@ pub type Asked = (Question, oneshot::Sender<Answer>);
 
 /// A command that sends half a request is cut off after this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an agent that ends sees its last answers out.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Longest body of a question: a path has at most 4,096 bytes.
+const MAX_BODY: usize = 16 << 10;
 
 /// Binds the socket: the run directory is 0700 and the agent holds the state directory's lock, so what lies there is left over.
 pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
@@ -45,17 +66,52 @@ pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// Answers until the loop is gone.
-pub async fn serve(listener: UnixListener, questions: mpsc::Sender<Asked>) {
-    while !questions.is_closed() {
-        let Ok((stream, _)) = listener.accept().await else {
+/// The agent's socket while it is served.
+#[derive(Debug)]
+pub struct Socket {
+    close: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Socket {
+    /// Answers in the background from now on.
+    pub fn serve(listener: UnixListener, desk: Desk) -> Self {
+        let (close, closed) = oneshot::channel();
+        Self { close: Some(close), task: tokio::spawn(serve(listener, desk, closed)) }
+    }
+
+    /// Takes no more questions; those that came are still answered.
+    pub fn close(mut self) -> Self {
+        if let Some(close) = self.close.take() {
+            // It has ended by itself.
+            let _ = close.send(());
+        }
+        self
+    }
+
+    /// Waits until the answers are out, for a moment.
+    pub async fn finish(self) {
+        // A command that does not read its answer is left.
+        let _ = tokio::time::timeout(LAST_ANSWERS, self.close().task).await;
+    }
+}
+
+async fn serve(listener: UnixListener, desk: Desk, mut closed: oneshot::Receiver<()>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = connections.join_next(), if !connections.is_empty() => continue,
+            _ = &mut closed => break,
+        };
+        let Ok((stream, _)) = accepted else {
             // Out of descriptors, say: wait for some to be closed instead of spinning.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let questions = questions.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |request| respond(request, questions.clone()));
+        let desk = desk.clone();
+        connections.spawn(async move {
+            let service = service_fn(move |request| respond(request, desk.clone()));
             // A command that went away is no error of ours.
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -64,18 +120,21 @@ pub async fn serve(listener: UnixListener, questions: mpsc::Sender<Asked>) {
                 .await;
         });
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
-async fn respond(request: Request<Incoming>, questions: mpsc::Sender<Asked>) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
-    let answer = match question(request.method(), request.uri().path()) {
-        Ok(question) => {
-            let (sender, receiver) = oneshot::channel();
-            match questions.send((question, sender)).await {
-                Ok(()) => receiver.await.unwrap_or_else(|_| Err(stopping())),
-                Err(_) => Err(stopping()),
-            }
+async fn respond(request: Request<Incoming>, desk: Desk) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
+    let answer = if request.method() == Method::POST && request.uri().path() == "/upgrade" {
+        match upgrade_request(request).await {
+            Ok(exe) => ask(&desk.upgrades, exe).await,
+            Err(failure) => Err(failure),
         }
-        Err(failure) => Err(failure),
+    } else {
+        match question(request.method(), request.uri().path()) {
+            Ok(question) => ask(&desk.questions, question).await,
+            Err(failure) => Err(failure),
+        }
     };
     let (status, body) = match answer {
         Ok(body) => (StatusCode::OK, body),
@@ -85,6 +144,21 @@ async fn respond(request: Request<Incoming>, questions: mpsc::Sender<Asked>) -> 
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     Ok(response)
+}
+
+async fn ask<Q>(to: &mpsc::Sender<(Q, oneshot::Sender<Answer>)>, question: Q) -> Answer {
+    let (sender, receiver) = oneshot::channel();
+    match to.send((question, sender)).await {
+        Ok(()) => receiver.await.unwrap_or_else(|_| Err(stopping())),
+        Err(_) => Err(stopping()),
+    }
+}
+
+async fn upgrade_request(request: Request<Incoming>) -> Result<PathBuf, (StatusCode, String)> {
+    let bad = |error: String| (StatusCode::BAD_REQUEST, format!("POST /upgrade wants {{\"exe\": \"/path/to/sq-agent\"}}: {error}"));
+    let body = Limited::new(request.into_body(), MAX_BODY).collect().await.map_err(|error| bad(error.to_string()))?;
+    let UpgradeRequest { exe } = serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(error.to_string()))?;
+    if exe.is_absolute() { Ok(exe) } else { Err(bad("the path must be absolute".into())) }
 }
 
 fn stopping() -> (StatusCode, String) {

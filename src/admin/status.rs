@@ -1,8 +1,10 @@
 //! What `sq-agent status --json` prints. Scripts rely on it: fields are added, never renamed.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
-use crate::reconcile::guard::Held;
+use crate::{instance::isolation::Isolation, reconcile::guard::Held};
 
 /// The whole answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,8 +15,30 @@ pub struct Status {
     pub proxy: ProxyStatus,
     /// Removals that wait for `sq-agent confirm`, if any.
     pub held: Option<Held>,
+    /// Where the roll-out of another sq stands, if one is under way or went back.
+    #[serde(default)]
+    pub rollout: Option<RolloutStatus>,
     /// Every tenant that has a place on this host, by id.
     pub tenants: Vec<TenantStatus>,
+}
+
+/// How another sq reaches the tenants: one first, then 1 %, 10 %, all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutStatus {
+    /// The new program.
+    pub to: String,
+    /// The one before.
+    pub from: String,
+    /// Tenants that are to have it.
+    pub total: usize,
+    /// Tenants that were given it.
+    pub moved: usize,
+    /// Of these, running well on it.
+    pub healthy: usize,
+    /// Of these, crashed on it.
+    pub crashed: usize,
+    /// It went back; `sq-agent confirm` with this tries it once more.
+    pub try_again: Option<String>,
 }
 
 /// The agent itself.
@@ -34,6 +58,12 @@ pub struct AgentStatus {
     pub config_stale_seconds: u64,
     /// Why it could not be applied: place and remedy.
     pub config_error: Option<String>,
+    /// What keeps instances apart.
+    #[serde(default)]
+    pub isolation: Option<Isolation>,
+    /// Who holds instances to `memory_max`: `kernel` (cgroup v2), or the agent, which has it `polled` and restarts.
+    #[serde(default)]
+    pub memory_enforced: String,
     /// What of the file takes effect only when the agent starts anew.
     pub pending_restart: Vec<String>,
 }
@@ -76,6 +106,13 @@ pub struct TenantStatus {
     pub requests: u64,
     /// Why it is as it is, in a sentence.
     pub detail: String,
+}
+
+/// What `sq-agent upgrade` asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeRequest {
+    /// The new program, absolute.
+    pub exe: PathBuf,
 }
 
 /// What the agent answers when it cannot do as asked.

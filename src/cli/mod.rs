@@ -4,6 +4,7 @@
 
 mod check;
 mod confirm;
+mod launcher;
 mod plan;
 mod proxy;
 mod restart;
@@ -12,6 +13,7 @@ mod schema;
 mod status;
 mod table;
 mod token;
+mod upgrade;
 mod welcome;
 
 use std::{
@@ -57,6 +59,8 @@ enum Command {
     Status(status::Args),
     /// Restart a tenant's sq, drained first
     Restart(restart::Args),
+    /// Hand the host over to a new sq-agent, without a failed request
+    Upgrade(upgrade::Args),
     /// Mint a token for a tenant
     Token(token::Args),
     /// Print the JSON Schema of tenants.toml, for editors
@@ -64,6 +68,9 @@ enum Command {
     /// The proxy process; started by `run`
     #[command(hide = true)]
     Proxy(proxy::Args),
+    /// The process that starts the instances; started by `run`
+    #[command(hide = true)]
+    Launcher(launcher::Args),
 }
 
 /// The program: parses the arguments, runs the command, says what went wrong.
@@ -88,9 +95,11 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Confirm(args) => confirm::run(&args, &load(&find()?)?),
         Command::Status(args) => status::run(&args, &load(&find()?)?),
         Command::Restart(args) => restart::run(&args, &load(&find()?)?),
+        Command::Upgrade(args) => upgrade::run(&args, &load(&find()?)?),
         Command::Token(args) => token::run(&args, &load(&find()?)?),
         Command::Schema(args) => schema::run(&args),
         Command::Proxy(args) => proxy::run(&args),
+        Command::Launcher(args) => launcher::run(&args),
     }
 }
 

@@ -45,7 +45,9 @@ pub(super) fn run(args: &Args, find: impl FnOnce() -> anyhow::Result<PathBuf>) -
         },
         None => (ask(&wanted)?, Moment::now()),
     };
-    let observed = Observed { program: wanted.sq.identity(), ..observed };
+    let mut observed = observed;
+    // A roll-out goes step by step; what is shown is where it ends.
+    observed.known.values_mut().for_each(|known| known.program = wanted.sq.identity());
     let actions = plan::plan(&wanted, &observed, now);
     let changes = diff::changes(&wanted, &observed, &actions);
     let held = actions.into_iter().find_map(|action| if let Action::Hold(held) = action { Some(held) } else { None });

@@ -6,7 +6,7 @@ use super::table;
 use crate::{
     admin::{
         client,
-        status::{Status, TenantStatus},
+        status::{RolloutStatus, Status, TenantStatus},
     },
     desired::Desired,
 };
@@ -35,7 +35,11 @@ pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
 /// Whether something is not as desired: for scripts.
 fn trouble(status: &Status) -> bool {
     let settled = |tenant: &TenantStatus| matches!(tenant.state.as_str(), "ready" | "suspended");
-    status.agent.config_stale_seconds > 0 || status.held.is_some() || status.proxy.pid.is_none() || !status.tenants.iter().all(settled)
+    status.agent.config_stale_seconds > 0
+        || status.held.is_some()
+        || status.rollout.as_ref().is_some_and(|rollout| rollout.try_again.is_some())
+        || status.proxy.pid.is_none()
+        || !status.tenants.iter().all(settled)
 }
 
 fn print(status: &Status) {
@@ -58,6 +62,17 @@ fn print(status: &Status) {
     }
     if let Some(held) = &status.held {
         anstream::eprintln!("held: removing {} of {} tenants waits for `sq-agent confirm {}`", held.removals.len(), held.of, held.hash);
+    }
+    match &status.rollout {
+        Some(RolloutStatus { to, from, moved, total, healthy, crashed, try_again: None }) => {
+            anstream::eprintln!(
+                "roll-out of {to}: {moved} of {total} tenants have it, {healthy} run well on it, {crashed} crashed (before: {from})"
+            );
+        }
+        Some(RolloutStatus { to, from, moved, crashed, try_again: Some(hash), .. }) => anstream::eprintln!(
+            "the roll-out of {to} went back to {from}: {crashed} of {moved} restarted instances crashed; name another version in tenants.toml, or try again with `sq-agent confirm {hash}`"
+        ),
+        None => {}
     }
     let rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
     table::print(&["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"], &rows);

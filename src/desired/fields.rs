@@ -125,6 +125,10 @@ impl Fields {
         if let Some(Value::Address(address)) = self.get(name) { Some(*address) } else { None }
     }
 
+    pub(crate) fn isolation(&self, name: &str) -> Option<super::IsolationMode> {
+        if let Some(Value::Isolation(mode)) = self.get(name) { Some(*mode) } else { None }
+    }
+
     pub(crate) fn algorithm(&self, name: &str) -> Option<super::Algorithm> {
         if let Some(Value::Algorithm(algorithm)) = self.get(name) { Some(*algorithm) } else { None }
     }

@@ -95,6 +95,7 @@ pub(crate) static AGENT: Section = section("agent", "[agent]", &[
     key("state_dir", Kind::Path, Default("\"state\""), "\"/var/lib/sq\"", "directory of all state: users' data, logs, instances.db"),
     key("name", Kind::Name, Optional("derived from the path of `state_dir`"), "\"host-1\"", "names this host's shared pages"),
     key("ports", Kind::Ports, Default("\"10001-19999\""), "\"10001-19999\"", "ports for instances, one a tenant"),
+    key("isolation", Kind::Isolation, Default("\"auto\""), "\"required\"", "auto: instances are separated as far as the host permits, see `sq-agent doctor`; required: no start without all of it; off"),
 ]);
 
 #[rustfmt::skip]

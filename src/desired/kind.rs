@@ -9,7 +9,7 @@ use toml::{
 };
 
 use super::{
-    Algorithm, PortRange, Rate, TenantId,
+    Algorithm, IsolationMode, PortRange, Rate, TenantId,
     fields::{Fields, read_table},
     keys::{Key, Section},
     problem::{Finding, Show, Span},
@@ -54,6 +54,8 @@ pub(crate) enum Kind {
     Version,
     /// `"HS256"` and the like.
     Algorithm,
+    /// `"auto"`, `"required"` or `"off"`.
+    Isolation,
     /// `"sha256:…"`.
     Digest,
     /// A list of one kind.
@@ -79,6 +81,7 @@ pub(crate) enum Value {
     Ports(PortRange),
     Address(SocketAddr),
     Algorithm(Algorithm),
+    Isolation(IsolationMode),
     Digest([u8; 32]),
     List(Vec<(Value, Span)>),
     Table(Fields),
@@ -167,6 +170,7 @@ fn read_text(kind: Kind, text: &str) -> Result<Value, Fault> {
         Kind::Ports => ports(text).map(Value::Ports),
         Kind::Address => text.parse().map(Value::Address).map_err(|_| format!("must be an IP address with a port, not {text:?}")),
         Kind::Algorithm => algorithm(text).map(Value::Algorithm),
+        Kind::Isolation => isolation(text).map(Value::Isolation),
         Kind::Digest => digest(text).map(Value::Digest),
         Kind::Id => TenantId::parse(text).map(Value::Id).map_err(|bad| format!("is not usable: {bad}")),
         Kind::Name => check(is_name(text), own(), "must have 1 to 64 lower-case letters, digits or `-`"),
@@ -263,6 +267,15 @@ fn algorithm(text: &str) -> Result<Algorithm, Fault> {
         "EdDSA" => Ok(Algorithm::EdDSA),
         "RS256" => Ok(Algorithm::RS256),
         _ => Err(format!("must be HS256, ES256, EdDSA or RS256, not {text:?}")),
+    }
+}
+
+fn isolation(text: &str) -> Result<IsolationMode, Fault> {
+    match text {
+        "auto" => Ok(IsolationMode::Auto),
+        "required" => Ok(IsolationMode::Required),
+        "off" => Ok(IsolationMode::Off),
+        _ => Err(format!("must be auto, required or off, not {text:?}")),
     }
 }
 

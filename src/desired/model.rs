@@ -169,6 +169,18 @@ impl SqSource {
     }
 }
 
+/// `isolation`: how much of what can separate instances from each other and from the host is insisted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IsolationMode {
+    /// Whatever the host permits; `sq-agent doctor` tells what it does not.
+    Auto,
+    /// All of it, or the agent does not start.
+    Required,
+    /// None: instances run like any program of the agent's user.
+    Off,
+}
+
 /// A signature algorithm; each key has exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Algorithm {
@@ -270,6 +282,8 @@ pub struct Desired {
     pub name: String,
     /// `[agent] ports`.
     pub ports: PortRange,
+    /// `[agent] isolation`.
+    pub isolation: IsolationMode,
     /// `[sq]`.
     pub sq: SqSource,
     /// `[proxy]`.

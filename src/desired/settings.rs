@@ -9,7 +9,7 @@ use std::{
 use aws_lc_rs::digest;
 
 use super::{
-    Admin, Alerts, Algorithm, Desired, JwtKey, PortRange, Proxy, SqSource, TlsFiles,
+    Admin, Alerts, Algorithm, Desired, IsolationMode, JwtKey, PortRange, Proxy, SqSource, TlsFiles,
     fields::Fields,
     files::{NamedFile, Use},
     keys,
@@ -50,6 +50,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
     let given = if agent.is_bad("ports") { PortRange { first: 0, last: u16::MAX } } else { ports };
     let desired = Desired {
         name: agent.text("name").unwrap_or_else(|| name_of(&state_dir)),
+        isolation: agent.isolation("isolation").unwrap_or(IsolationMode::Auto),
         sq: build.sq(&table("sq", &keys::SQ)),
         alerts: build.alerts(&table("alerts", &keys::ALERTS)),
         tenants: tenants::tenants(root, &tiers, (given, agent.span_of("ports")), build.found),

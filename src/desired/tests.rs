@@ -135,7 +135,7 @@ fn an_unknown_key_or_tier_is_answered_with_the_nearest() {
     refused("[agent]\nstatedir = 'x'\n", "statedir", &["unknown key `statedir` in [agent]", "did you mean `state_dir`?"]);
     refused("[[tenant]]\nid = 'x'\n", "tenant", &["did you mean `tenants`?"]);
     refused("[proxy]\nrate = '1/s'\n", "rate", &["belongs under [tiers.NAME]"]);
-    refused("[isolation]\nnamespaces = true\n", "isolation", &["unknown key `isolation`", "known here: agent, sq, proxy"]);
+    refused("[sandbox]\nnamespaces = true\n", "sandbox", &["unknown key `sandbox`", "known here: agent, sq, proxy"]);
     refused("[[tenants]]\nid = 'a'\ntier = 'fre'\n", "'fre'", &["no tier \"fre\"", "did you mean `tier = \"free\"`?"]);
     refused("[tiers.pro]\n[[tenants]]\nid = 'a'\ntier = 'enterprise'\n", "'enterprise'", &["tiers of this file: pro"]);
     refused("[tiers.pro]\n[[tenants]]\nid = 'a'\n", "'a'", &["names no tier"]);

@@ -4,8 +4,10 @@ use std::{fs, io, path::Path};
 
 /// `pid 4711 (nginx)`, or `uid 33` where the process is not ours to see, or `None` where nothing listens (the socket is
 /// bound and does not listen, or lives in another namespace).
-pub fn of_port(port: u16) -> Option<String> {
-    let (uid, inode) = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| listener(&fs::read_to_string(table).ok()?, port))?;
+///
+/// `tables` is the directory of a network's tables in /proc.
+pub fn of_port(tables: &Path, port: u16) -> Option<String> {
+    let (uid, inode) = ["tcp", "tcp6"].iter().find_map(|table| listener(&fs::read_to_string(tables.join(table)).ok()?, port))?;
     let Ok(Some(pid)) = process_with_socket(inode) else { return Some(format!("a process of uid {uid}")) };
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(format!("pid {pid} ({})", name.trim_end()))

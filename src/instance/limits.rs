@@ -10,6 +10,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// sq serves up to 512 connections.
 pub const MIN_DESCRIPTORS: u64 = 4096;
 
+/// Most threads of an instance: twice the 512 connections that sq serves with a thread each, since one that has given its
+/// connection back may not have ended yet, and a thread that cannot be started panics sq.
+pub const MAX_THREADS: u64 = 1_024;
+
+/// Largest file an instance may write, bytes. sq holds a whole phext in memory, several times over, and rewrites it at each
+/// change, so one of this size can hardly be served any more. Beyond it SIGXFSZ ends sq in the middle of a write, which is
+/// noticed and mended; a full disk is not: sq answers 200 and the text is cut.
+pub const MAX_FILE_BYTES: u64 = 1 << 30;
+
 /// Why the agent cannot start its instances safely on this host.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {

@@ -5,17 +5,23 @@
 #![forbid(unsafe_code)]
 
 pub mod binary;
+pub mod cgroup;
 #[cfg(test)]
 mod fake;
 pub mod holder;
 mod install;
+pub mod isolation;
+pub mod launcher;
 pub mod limits;
 pub mod log;
+pub mod network;
+pub mod owner;
 pub mod ports;
 pub mod probe;
 pub mod process;
 mod procfs;
 pub mod pulse;
+mod sandbox;
 pub mod scan;
 pub mod spawn;
 pub mod stop;

@@ -4,15 +4,17 @@
 //! Plain sockets and a fixed request, since 2,300 starts ask a few times each. One request a connection, as sq closes after
 //! each answer.
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{io, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     time::{Instant, sleep, timeout},
 };
 
-use super::process::{Exit, Process};
+use super::{
+    network::Network,
+    process::{Exit, Process},
+};
 
 /// Who answered on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,11 +72,11 @@ const WRONG_KEY: &str = "not-the-key";
 /// Both are needed: a server without a key, or one that is not sq at all, says 404 to everybody. `/healthz` is a path
 /// that sq does not know, so no phext is loaded (`version` would evict the tenant's); the accepted one logs a line, so
 /// ask at start and adoption, not every 10 s. `limit` holds for both requests together.
-pub async fn keyed(port: u16, key: &str, limit: Duration) -> Result<KeyedAnswer, ProbeError> {
+pub async fn keyed(network: &Network, port: u16, key: &str, limit: Duration) -> Result<KeyedAnswer, ProbeError> {
     within(limit, async {
-        match status(port, &get_healthz(port, key)).await? {
+        match status(network, port, &get_healthz(port, key)).await? {
             401 => Ok(KeyedAnswer::OtherKey),
-            404 => match status(port, &get_healthz(port, WRONG_KEY)).await? {
+            404 => match status(network, port, &get_healthz(port, WRONG_KEY)).await? {
                 401 => Ok(KeyedAnswer::Mine),
                 _ => Ok(KeyedAnswer::Other(404)),
             },
@@ -87,14 +89,14 @@ pub async fn keyed(port: u16, key: &str, limit: Duration) -> Result<KeyedAnswer,
 /// Waits until *this* process answers on `port` with its key; ends at once when it exits.
 ///
 /// Between tries 1, 2, 4 … 20 ms: sq listens 5–7 ms after its start, and a refused connect costs some 30 µs.
-pub async fn until_ready(process: &Process, port: u16, key: &str, deadline: Instant) -> Result<(), NotReady> {
+pub async fn until_ready(network: &Network, process: &Process, port: u16, key: &str, deadline: Instant) -> Result<(), NotReady> {
     const FIRST_PAUSE: Duration = Duration::from_millis(1);
     const LONGEST_PAUSE: Duration = Duration::from_millis(20);
     let polls = async {
         let mut pause = FIRST_PAUSE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match keyed(port, key, left).await {
+            match keyed(network, port, key, left).await {
                 Ok(KeyedAnswer::Mine) => return Ok(()),
                 Ok(KeyedAnswer::OtherKey | KeyedAnswer::Other(_)) | Err(ProbeError::NotHttp) => return Err(NotReady::PortTaken { port }),
                 Err(last) if Instant::now() >= deadline => return Err(NotReady::Timeout { last }),
@@ -126,8 +128,8 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, ProbeEr
 }
 
 /// Sends one request and reads as far as the status.
-async fn status(port: u16, request: &[u8]) -> Result<u16, ProbeError> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.map_err(io_error)?;
+async fn status(network: &Network, port: u16, request: &[u8]) -> Result<u16, ProbeError> {
+    let mut stream = network.connect(port).await.map_err(io_error)?;
     stream.write_all(request).await.map_err(io_error)?;
     let mut head = [0; 512];
     let mut filled = 0;

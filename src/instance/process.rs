@@ -4,7 +4,8 @@ use std::{
     fmt, fs, io,
     os::fd::{AsFd, OwnedFd},
     process::Child,
-    sync::Mutex,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use rustix::{
@@ -12,9 +13,10 @@ use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
 };
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::Instant};
 
 use super::procfs;
+use crate::sys::{self, ExitStatus};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +25,7 @@ pub enum Exit {
     Code(i32),
     /// This signal killed it.
     Signal(i32),
-    /// It is gone, and since it was not our child (an adopted instance) the kernel does not tell us how.
+    /// It is gone, and since it was not our child (an adopted instance) this kernel does not tell us how (before Linux 6.15).
     Unknown,
 }
 
@@ -38,6 +40,24 @@ impl fmt::Display for Exit {
             Self::Unknown => f.write_str("gone (exit status unknown, it was adopted)"),
         }
     }
+}
+
+impl Exit {
+    /// From the status that wait(2) gives.
+    fn from_wait_status(status: i32) -> Self {
+        match (status & 0x7f, (status >> 8) & 0xff) {
+            (0, code) => Self::Code(code),
+            (signal, _) => Self::Signal(signal),
+        }
+    }
+}
+
+/// What one look at a process found.
+enum Look {
+    Alive,
+    /// It has ended and its parent, who is not us, has not asked how.
+    NotReaped,
+    Ended(Exit),
 }
 
 /// The signals an instance really dies of; the rest is told by number.
@@ -99,6 +119,12 @@ impl Process {
         taken
     }
 
+    /// Takes over a child by the pidfd that came with its birth. Must run inside a tokio runtime.
+    pub(super) fn from_birth(pid: u32, pidfd: OwnedFd) -> io::Result<Self> {
+        // Nobody else reaps it, so the pid is still its own.
+        Self::new(pid, procfs::stat(pid)?.start_time, pidfd)
+    }
+
     /// Kills a child and reaps it before returning; for one that must not stay, where nothing can be awaited.
     pub(super) fn end_now(self) {
         if self.signal(StopSignal::Kill).is_ok() {
@@ -127,7 +153,7 @@ impl Process {
     }
 
     fn new(pid: u32, start_time: u64, pidfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { pid, start_time, pidfd: crate::sys::watch_readable(pidfd)?, exit: Mutex::new(None) })
+        Ok(Self { pid, start_time, pidfd: sys::watch_readable(pidfd)?, exit: Mutex::new(None) })
     }
 
     /// Process id, for messages and records; never signal by it.
@@ -144,9 +170,10 @@ impl Process {
     pub async fn exited(&self) -> Exit {
         loop {
             match self.pidfd.readable().await {
-                Ok(mut ready) => match self.try_exit() {
-                    Some(exit) => return exit,
-                    None => ready.clear_ready(),
+                Ok(mut ready) => match self.look() {
+                    Look::Ended(exit) => return exit,
+                    Look::NotReaped => return self.reaped().await,
+                    Look::Alive => ready.clear_ready(),
                 },
                 // Only when the runtime shuts down: this task is about to be dropped.
                 Err(_) => std::future::pending::<()>().await,
@@ -154,22 +181,60 @@ impl Process {
         }
     }
 
-    /// The end, if it has come already; reaps a child. Never blocks.
-    pub fn try_exit(&self) -> Option<Exit> {
-        let mut known = self.exit.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if known.is_none() {
-            *known = match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-                Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
-                    (Some(code), _) => Exit::Code(code),
-                    (None, Some(signal)) => Exit::Signal(signal),
-                    (None, None) => Exit::Unknown,
-                }),
-                Ok(None) => None,
-                // Not our child: the pidfd itself still tells whether it has ended.
-                Err(_) => self.has_ended().then_some(Exit::Unknown),
-            };
+    /// How an adopted process ended that has ended already: only once its parent has reaped it the kernel tells. systemd does so
+    /// within milliseconds; for an init that takes its time the end is unknown, since the next start does not wait for it.
+    async fn reaped(&self) -> Exit {
+        const PATIENCE: Duration = Duration::from_millis(250);
+        const FIRST_PAUSE: Duration = Duration::from_millis(1);
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.look() {
+                Look::Ended(exit) => return exit,
+                _ if Instant::now() >= deadline => return *self.known().get_or_insert(Exit::Unknown),
+                _ => tokio::time::sleep(pause).await,
+            }
+            pause *= 2;
         }
-        *known
+    }
+
+    /// The end, if it has come already; reaps a child. Never blocks. How an adopted process ended may be unknown for a moment
+    /// yet; [`Process::exited`] waits for it.
+    pub fn try_exit(&self) -> Option<Exit> {
+        match self.look() {
+            Look::Alive => None,
+            Look::NotReaped => Some(Exit::Unknown),
+            Look::Ended(exit) => Some(exit),
+        }
+    }
+
+    fn look(&self) -> Look {
+        // Held throughout: between the reaping and the note of it, another task would find neither.
+        let mut known = self.known();
+        if let Some(exit) = *known {
+            return Look::Ended(exit);
+        }
+        let exit = match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Exit::Code(code),
+                (None, Some(signal)) => Exit::Signal(signal),
+                (None, None) => Exit::Unknown,
+            },
+            Ok(None) => return Look::Alive,
+            // Not our child: the pidfd itself still tells whether it has ended.
+            Err(_) if !self.has_ended() => return Look::Alive,
+            Err(_) => match sys::exit_status(self.pidfd.as_fd()) {
+                ExitStatus::Known(status) => Exit::from_wait_status(status),
+                ExitStatus::NotYet => return Look::NotReaped,
+                ExitStatus::NeverTold => Exit::Unknown,
+            },
+        };
+        *known = Some(exit);
+        Look::Ended(exit)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Exit>> {
+        self.exit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn has_ended(&self) -> bool {
@@ -220,6 +285,13 @@ mod tests {
         assert_eq!(Exit::Signal(9).to_string(), "signal 9 (SIGKILL)");
         assert_eq!(Exit::Signal(40).to_string(), "signal 40");
         assert!(Exit::Unknown.to_string().contains("unknown"));
+    }
+
+    #[test]
+    fn a_wait_status_is_read_as_wait_does() {
+        assert_eq!(Exit::from_wait_status(101 << 8), Exit::Code(101));
+        assert_eq!(Exit::from_wait_status(9), Exit::Signal(9));
+        assert_eq!(Exit::from_wait_status(0x80 | 6), Exit::Signal(6), "with a core dump");
     }
 
     #[tokio::test]

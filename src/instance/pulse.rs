@@ -4,6 +4,7 @@
 //! twice the CPU; here a probe is six system calls, and nothing is woken for it.
 
 use std::{
+    io,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::OwnedFd,
     time::Duration,
@@ -11,10 +12,13 @@ use std::{
 
 use rustix::{
     io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with, sockopt::set_tcp_quickack},
+    net::{RecvFlags, SendFlags, connect, recv, send, sockopt::set_tcp_quickack},
 };
 
-use super::probe::{STATUS_END, parse_status};
+use super::{
+    network::Network,
+    probe::{STATUS_END, parse_status},
+};
 use crate::observed::Moment;
 
 /// Proves that sq accepts and starts threads; touches nothing and logs nothing.
@@ -23,6 +27,7 @@ const OPTIONS: &[u8] = b"OPTIONS / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length
 /// Questions that wait for their answers. `T` says who was asked.
 #[derive(Debug)]
 pub struct Pulse<T> {
+    network: Network,
     limit: Duration,
     open: Vec<Asked<T>>,
     /// Known at once: nobody listens there.
@@ -40,14 +45,14 @@ struct Asked<T> {
 }
 
 impl<T> Pulse<T> {
-    /// An answer counts if it comes within `limit`.
-    pub fn new(limit: Duration) -> Self {
-        Self { limit, open: Vec::new(), refused: Vec::new() }
+    /// Asks in `network`; an answer counts if it comes within `limit`.
+    pub fn new(network: Network, limit: Duration) -> Self {
+        Self { network, limit, open: Vec::new(), refused: Vec::new() }
     }
 
     /// Asks whoever listens on `port`. Does not wait.
     pub fn ask(&mut self, who: T, port: u16, now: Moment) {
-        match begin(port) {
+        match begin(&self.network, port) {
             Ok(socket) => {
                 let mut asked = Asked { who, at: now, socket, sent: false, head: [0; STATUS_END], filled: 0 };
                 match asked.send() {
@@ -74,13 +79,13 @@ impl<T> Pulse<T> {
     }
 }
 
-fn begin(port: u16) -> Result<OwnedFd, Errno> {
-    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+fn begin(network: &Network, port: u16) -> io::Result<OwnedFd> {
+    let socket = network.socket()?;
     // The question itself acknowledges the connection: a packet less, and sq wakes up once instead of twice.
     set_tcp_quickack(&socket, false)?;
     match connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -159,7 +164,7 @@ mod tests {
     #[test]
     fn an_answer_is_collected_at_a_later_turn_and_once() {
         let (listener, port) = listener();
-        let mut pulse = Pulse::new(LIMIT);
+        let mut pulse = Pulse::new(Network::host(), LIMIT);
         pulse.ask("a", port, START);
         assert_eq!(pulse.collect(START), []);
         accept(&listener).write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
@@ -170,7 +175,7 @@ mod tests {
     #[test]
     fn an_answer_in_pieces_is_put_together() {
         let (listener, port) = listener();
-        let mut pulse = Pulse::new(LIMIT);
+        let mut pulse = Pulse::new(Network::host(), LIMIT);
         pulse.ask("a", port, START);
         let mut stream = accept(&listener);
         stream.write_all(b"HTTP/1.").unwrap();
@@ -183,7 +188,7 @@ mod tests {
     fn one_that_listens_and_is_silent_fails_at_the_limit_and_holds_up_nobody() {
         let (silent, silent_port) = listener();
         let (well, well_port) = listener();
-        let mut pulse = Pulse::new(LIMIT);
+        let mut pulse = Pulse::new(Network::host(), LIMIT);
         pulse.ask("silent", silent_port, START);
         pulse.ask("well", well_port, START);
         accept(&well).write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
@@ -197,7 +202,7 @@ mod tests {
     fn one_that_is_gone_closes_or_speaks_another_language_fails() {
         let (gone, gone_port) = listener();
         drop(gone);
-        let mut pulse = Pulse::new(LIMIT);
+        let mut pulse = Pulse::new(Network::host(), LIMIT);
         pulse.ask("gone", gone_port, START);
         assert_eq!(collected(&mut pulse), [("gone", false)]);
         let (listener, port) = listener();
@@ -214,7 +219,7 @@ mod tests {
         let (listener, port) = listener();
         // The standard library listens with a backlog of 128 or 4,096; one more than fits leaves a connect unanswered.
         rustix::net::listen(&listener, 0).unwrap();
-        let mut pulse = Pulse::new(LIMIT);
+        let mut pulse = Pulse::new(Network::host(), LIMIT);
         pulse.ask("first", port, START);
         pulse.ask("second", port, START);
         pulse.ask("third", port, START);

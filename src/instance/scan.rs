@@ -10,7 +10,7 @@ use rustix::{
     process::geteuid,
 };
 
-use super::{process::is_gone, procfs, spawn::DATA_DIR};
+use super::{owner, process::is_gone, procfs, spawn::DATA_DIR};
 use crate::desired::TenantId;
 
 /// A running sq that serves a tenant of this state directory.
@@ -35,7 +35,7 @@ impl fmt::Debug for Found {
     }
 }
 
-/// All live processes of this user whose command line is
+/// All live processes of this user, or of the users it gives to instances, whose command line is
 /// `… host PORT --key K --data-dir <state_dir>/users/<id>/phext-data`. Zombies are left out.
 pub fn scan(state_dir: &Path) -> io::Result<Vec<Found>> {
     scan_strangers(state_dir, |_| false)
@@ -72,7 +72,9 @@ fn look(pid: u32, users: &Path) -> io::Result<Option<Found>> {
         return Ok(None);
     }
     let dir = openat(CWD, format!("/proc/{pid}"), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    if fstat(&dir)?.st_uid != geteuid().as_raw() {
+    // Ours, or, where each instance has a user of its own, one of those.
+    let (uid, own) = (fstat(&dir)?.st_uid, geteuid());
+    if uid != own.as_raw() && !(own.is_root() && owner::is_instance_user(uid)) {
         return Ok(None);
     }
     let read = |name: &str| -> io::Result<Vec<u8>> {

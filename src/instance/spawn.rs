@@ -13,11 +13,18 @@ use std::{
 
 use rustix::fs::OFlags;
 
-use super::process::Process;
+use super::{cgroup::CgroupLimits, process::Process};
+use crate::desired::TenantId;
 
 /// Everything one start needs. No `Debug`: it holds the key.
 #[derive(Clone)]
 pub struct SpawnSpec {
+    /// Whose; names the cgroup.
+    pub id: TenantId,
+    /// The tenant's slot; gives its user where each has its own.
+    pub slot: u32,
+    /// What its cgroup limits, where it has one.
+    pub limits: CgroupLimits,
     /// The sq program, absolute (see [`super::binary`]).
     pub binary: PathBuf,
     /// `<state_dir>/users/<id>`: made where missing; sq's working directory.
@@ -40,6 +47,9 @@ pub enum SpawnError {
     /// sq takes an argument that names a file for a phext, so it would run and never listen.
     #[error("{} is named like the port, and sq would open it instead of listening; move it away", .0.display())]
     NamedLikePort(PathBuf),
+    /// What cannot stand on sq's command line.
+    #[error("{} is not UTF-8; give the state directory and sq a path that is", .0.display())]
+    NotText(PathBuf),
     /// A file operation failed.
     #[error("{what} {}: {error}", path.display())]
     File {
@@ -67,32 +77,56 @@ pub const LOG_FILE: &str = "sq.log";
 /// Pid of the last start, for people and scripts; the agent itself trusts pidfds and start times.
 pub const PID_FILE: &str = "sq.pid";
 
-/// Starts sq in a process group of its own, with nothing inherited but limits (see [`super::limits`]): stdin from
-/// /dev/null, output appended to `sq.log`, an environment of PATH alone.
-///
-/// The log is a file and never a pipe: a pipe whose reader is gone panics sq, one that nobody reads stops it. Returns
-/// once sq's image runs, not once it listens: wait with [`super::probe::until_ready`]. Blocks for about a millisecond;
-/// must run inside a tokio runtime (`spawn_blocking` will do).
-pub fn spawn(spec: &SpawnSpec) -> Result<Process, SpawnError> {
-    let parent = spec.user_dir.parent().unwrap_or(Path::new("/"));
-    make_private_dir(parent)?;
-    make_private_dir(&spec.user_dir)?;
-    // Absolute and without links, so that a later scan finds it again by its command line.
-    let user_dir = fs::canonicalize(&spec.user_dir).map_err(file_error("resolving", &spec.user_dir))?;
-    let data_dir = user_dir.join(DATA_DIR);
-    make_private_dir(&data_dir)?;
-    fs::set_permissions(&data_dir, Permissions::from_mode(0o700)).map_err(file_error("closing to others", &data_dir))?;
-    let port = spec.port.to_string();
-    let named_like_port = user_dir.join(&port);
-    if fs::symlink_metadata(&named_like_port).is_ok() {
-        return Err(SpawnError::NamedLikePort(named_like_port));
+/// A tenant's directory, ready for a start.
+pub(super) struct Ready {
+    /// Absolute and without links, so that a later scan finds the instance again by its command line.
+    pub(super) user_dir: PathBuf,
+    /// `phext-data` in it.
+    pub(super) data_dir: PathBuf,
+    /// Open for append. The log is a file and never a pipe: a pipe whose reader is gone panics sq, one that nobody reads
+    /// stops it.
+    pub(super) log: File,
+}
+
+impl Ready {
+    /// Makes what is missing, and refuses what would lead sq astray.
+    pub(super) fn make(spec: &SpawnSpec) -> Result<Self, SpawnError> {
+        let parent = spec.user_dir.parent().unwrap_or(Path::new("/"));
+        make_private_dir(parent)?;
+        make_private_dir(&spec.user_dir)?;
+        let user_dir = fs::canonicalize(&spec.user_dir).map_err(file_error("resolving", &spec.user_dir))?;
+        let data_dir = user_dir.join(DATA_DIR);
+        make_private_dir(&data_dir)?;
+        fs::set_permissions(&data_dir, Permissions::from_mode(0o700)).map_err(file_error("closing to others", &data_dir))?;
+        let named_like_port = user_dir.join(spec.port.to_string());
+        if fs::symlink_metadata(&named_like_port).is_ok() {
+            return Err(SpawnError::NamedLikePort(named_like_port));
+        }
+        let log = open_log(&user_dir.join(LOG_FILE))?;
+        Ok(Self { user_dir, data_dir, log })
     }
 
-    let log = open_log(&user_dir.join(LOG_FILE))?;
+    /// sq's command line, the program in front. [`super::scan`] knows it by this form.
+    pub(super) fn command_line(&self, spec: &SpawnSpec) -> Result<Vec<String>, SpawnError> {
+        let text = |path: &Path| path.to_str().map(str::to_owned).ok_or_else(|| SpawnError::NotText(path.into()));
+        let words = ["host", &spec.port.to_string(), "--key", &spec.key, "--data-dir"].map(str::to_owned);
+        Ok([vec![text(&spec.binary)?], words.into(), vec![text(&self.data_dir)?]].concat())
+    }
+}
+
+/// Starts sq in a process group of its own, with nothing inherited but limits (see [`super::limits`]): stdin from
+/// /dev/null, output appended to `sq.log`, an environment of PATH alone. Neither cgroup nor sandbox: see
+/// [`super::launcher::Launcher::launch`].
+///
+/// Returns once sq's image runs, not once it listens: wait with [`super::probe::until_ready`]. Blocks for about a
+/// millisecond; must run inside a tokio runtime (`spawn_blocking` will do).
+pub fn spawn(spec: &SpawnSpec) -> Result<Process, SpawnError> {
+    let ready = Ready::make(spec)?;
+    let args = ready.command_line(spec)?;
+    let Ready { user_dir, log, .. } = ready;
     let log_again = log.try_clone().map_err(file_error("opening", &user_dir.join(LOG_FILE)))?;
     let child = Command::new(&spec.binary)
-        .args(["host", &port, "--key", &spec.key, "--data-dir"])
-        .arg(&data_dir)
+        .args(&args[1..])
         .current_dir(&user_dir)
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
@@ -103,7 +137,12 @@ pub fn spawn(spec: &SpawnSpec) -> Result<Process, SpawnError> {
         .spawn()
         .map_err(|error| SpawnError::Exec { binary: spec.binary.clone(), error })?;
     let process = Process::from_child(child).map_err(|error| SpawnError::Exec { binary: spec.binary.clone(), error })?;
-    match write_pid(&user_dir, process.pid()) {
+    noted(process, &user_dir)
+}
+
+/// Writes the pid file; a process that cannot be noted is ended.
+pub(super) fn noted(process: Process, user_dir: &Path) -> Result<Process, SpawnError> {
+    match write_pid(user_dir, process.pid()) {
         Ok(()) => Ok(process),
         Err(error) => {
             process.end_now();
@@ -113,7 +152,7 @@ pub fn spawn(spec: &SpawnSpec) -> Result<Process, SpawnError> {
 }
 
 /// Makes `path` with mode 0700, or accepts the directory that is there; never follows a symbolic link.
-fn make_private_dir(path: &Path) -> Result<(), SpawnError> {
+pub(super) fn make_private_dir(path: &Path) -> Result<(), SpawnError> {
     match DirBuilder::new().recursive(false).mode(0o700).create(path) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -144,7 +183,7 @@ fn write_pid(user_dir: &Path, pid: u32) -> Result<(), SpawnError> {
     write().map_err(file_error("writing", &path))
 }
 
-fn file_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpawnError {
+pub(super) fn file_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpawnError {
     move |error| SpawnError::File { what, path: path.into(), error }
 }
 
@@ -153,7 +192,8 @@ mod tests {
     use super::*;
 
     fn spec(user_dir: PathBuf) -> SpawnSpec {
-        SpawnSpec { binary: "/bin/true".into(), user_dir, port: 10_001, key: "k".into() }
+        let id = TenantId::parse("a").unwrap();
+        SpawnSpec { id, slot: 0, limits: CgroupLimits::default(), binary: "/bin/true".into(), user_dir, port: 10_001, key: "k".into() }
     }
 
     #[tokio::test]

@@ -12,8 +12,6 @@ use crate::desired::{Tenant, TenantId};
 pub struct Observed {
     /// Every tenant that has a place on this host: met once, and not let go since.
     pub known: BTreeMap<TenantId, Known>,
-    /// The program that instances should run; one that runs another is restarted.
-    pub program: String,
     /// Hash of the held removals that an operator let through.
     pub confirmed: Option<String>,
     /// When instances were restarted for failed probes, newest last, for the limit a minute.
@@ -31,6 +29,12 @@ pub struct Known {
     pub port: Option<u16>,
     /// What of the desired state is in force for it. Outlives the tenant's place in the file while its removal is held.
     pub spec: Tenant,
+    /// The program that it is given; see [`crate::reconcile::rollout`].
+    pub program: String,
+    /// The program of its latest start.
+    pub launched: String,
+    /// An instance of it ended unasked, or did not come up, on that program.
+    pub crashed_on_program: bool,
     /// Where its instance stands.
     pub state: State,
     /// Its removal was let through: it stops, then it is let go.
@@ -39,6 +43,10 @@ pub struct Known {
     pub restart_wanted: bool,
     /// Consecutive failed probes reached the limit.
     pub unhealthy: bool,
+    /// Its limits changed to what the running instance cannot be held to: it uses too much.
+    pub limits_pending: bool,
+    /// It used more memory than its limit at the last look, bytes, where the kernel does not hold it to that.
+    pub over_memory: Option<u64>,
     /// When the next start may be tried, and how it came to that.
     pub back_off: BackOff,
     /// Some start of it has succeeded since the agent met it.
@@ -57,10 +65,15 @@ impl Known {
             epoch: 0,
             port: None,
             spec,
+            program: String::new(),
+            launched: String::new(),
+            crashed_on_program: false,
             state: State::Absent,
             leaving: false,
             restart_wanted: false,
             unhealthy: false,
+            limits_pending: false,
+            over_memory: None,
             back_off: BackOff::default(),
             started_before: false,
             restarts: 0,
@@ -101,7 +114,7 @@ pub struct Running {
     pub epoch: u64,
     /// Process id.
     pub pid: u32,
-    /// What it was started from; see [`Observed::program`].
+    /// What it was started from; see [`Known::program`].
     pub program: String,
     /// When it was started.
     pub since: Moment,
@@ -121,6 +134,10 @@ pub enum StopReason {
     Asked,
     /// It runs another program than it should.
     ProgramChanged,
+    /// It uses more memory than a limit that was lowered.
+    LimitsChanged,
+    /// It used more memory than its limit, on a host whose kernel does not see to that.
+    OverMemory,
     /// Three probes in a row failed.
     FailedProbes,
     /// A process of this tenant that no record proves to be ours.
@@ -130,6 +147,11 @@ pub enum StopReason {
 }
 
 impl StopReason {
+    /// Whether a few at a time are stopped for it.
+    pub fn is_rolling(self) -> bool {
+        matches!(self, Self::ProgramChanged | Self::LimitsChanged | Self::OverMemory)
+    }
+
     /// As a person reads it.
     pub fn text(self) -> &'static str {
         match self {
@@ -137,6 +159,8 @@ impl StopReason {
             Self::Suspended => "suspended",
             Self::Asked => "restart asked for",
             Self::ProgramChanged => "another sq program is desired",
+            Self::LimitsChanged => "its memory limit was lowered below what it uses",
+            Self::OverMemory => "it used more memory than its limit: raise memory_max or lower body_max",
             Self::FailedProbes => "three probes in a row failed",
             Self::Unproved => "no record proves this process to be ours",
             Self::Shutdown => "the agent stops",

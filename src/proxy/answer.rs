@@ -31,15 +31,15 @@ pub(crate) struct Streamed {
     pub(crate) _held: Held,
 }
 
-/// A tenant's place, kept until sq has nothing more to say.
+/// A tenant's place, kept until sq has nothing more to say. In this order: whose turn is next finds the claim to write free.
 pub(crate) struct Held {
-    _turn: Turn,
     _in_flight: InFlight,
+    _turn: Turn,
 }
 
 impl Held {
     pub(crate) fn new(turn: Turn, in_flight: InFlight) -> Self {
-        Self { _turn: turn, _in_flight: in_flight }
+        Self { _in_flight: in_flight, _turn: turn }
     }
 }
 

@@ -13,12 +13,18 @@ use tokio::{io::unix::AsyncFd, net::UnixStream, time::timeout};
 
 use super::control::{
     socket::{ControlError, receive, send},
-    wire::{Decoder, ToAgent, ToProxy},
+    wire::{Decoder, Hello, PROTOCOL, ToAgent, ToProxy},
 };
 use crate::{route::Side, sys};
 
-/// A proxy greets within milliseconds; a stuck one is replaced.
-pub(super) const GREETING: Duration = Duration::from_secs(10);
+/// A proxy greets within milliseconds; a stuck one is no longer waited for.
+pub(super) const GREETING: Duration = Duration::from_secs(5);
+
+/// A proxy that closed its conversation is about to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+
+/// For a proxy's last words after the time that it was given.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// A proxy that cannot be started or spoken to.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +35,12 @@ pub(super) enum SupervisorError {
     Control(#[from] ControlError),
     #[error("it did not greet")]
     Mute,
+    #[error("it did not serve within {} s", .0.as_secs())]
+    Late(Duration),
+    #[error("it refuses the settings: {0}")]
+    Refused(String),
+    #[error("it closed the conversation")]
+    Closed,
     #[error("the proxy did not come up: {exit}; see {}: {why}", log.display())]
     Stillborn { exit: String, log: PathBuf, why: Box<SupervisorError> },
     #[error("cannot share the activity page: {0}")]
@@ -45,40 +57,20 @@ pub(super) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Erro
 pub(super) struct Proxy {
     pub(super) stream: UnixStream,
     pub(super) decoder: Decoder,
-    pub(super) pid: u32,
+    pub(super) hello: Hello,
+    /// By its socket.
     pub(super) side: Side,
     /// Follows the process, whoever's child it is.
     pidfd: AsyncFd<OwnedFd>,
     /// `None`: adopted.
     pub(super) child: Option<Child>,
+    /// It serves by settings of this agent.
     pub(super) up: bool,
 }
 
 impl Proxy {
-    /// Takes the greeting of a proxy that somebody else started.
-    pub(super) async fn adopt(stream: UnixStream) -> Result<Self, SupervisorError> {
-        Self::greeting(stream, &mut None).await
-    }
-
-    /// Takes the greeting of a proxy that was just started, with its socket at `path`. One that does not greet is ended.
-    pub(super) async fn born(path: &Path, log: &Path, child: Child) -> Result<Self, SupervisorError> {
-        let mut child = Some(child);
-        let greeted = match UnixStream::connect(path).await {
-            Ok(stream) => Self::greeting(stream, &mut child).await,
-            Err(error) => Err(io_error("connect to", path)(error)),
-        };
-        match (greeted, child) {
-            (Err(why), Some(mut child)) => {
-                // It is our child and not yet reaped, so its number is its own.
-                let _ = child.kill();
-                let exit = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-                Err(SupervisorError::Stillborn { exit, log: log.to_owned(), why: Box::new(why) })
-            }
-            (greeted, _) => greeted,
-        }
-    }
-
-    async fn greeting(stream: UnixStream, child: &mut Option<Child>) -> Result<Self, SupervisorError> {
+    /// Takes the greeting of the proxy of `side`, and the listeners that it hands back.
+    pub(super) async fn greeted(stream: UnixStream, side: Side) -> Result<(Self, Vec<OwnedFd>), SupervisorError> {
         let path = Path::new("the control socket");
         // What a connecting side sees here is who called listen(): the agent that started this proxy.
         let owner = stream.peer_cred().map_err(io_error("look behind", path))?.uid();
@@ -87,40 +79,73 @@ impl Proxy {
         }
         let mut decoder = Decoder::default();
         let hello = timeout(GREETING, receive::<ToAgent>(&stream, &mut decoder)).await.map_err(|_| SupervisorError::Mute)??;
-        let Some(ToAgent::Hello { pid, side, listeners, .. }) = hello else {
+        let Some(ToAgent::Hello(hello)) = hello else {
             return Err(SupervisorError::Mute);
         };
-        // The agent has its listeners already; these copies are closed.
-        decoder.descriptors(listeners).map_err(ControlError::from)?;
-        let of = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(SupervisorError::Mute)?;
+        let listeners = decoder.descriptors(hello.listeners).map_err(ControlError::from)?;
+        let of = i32::try_from(hello.pid).ok().and_then(Pid::from_raw).ok_or(SupervisorError::Mute)?;
         let pidfd = pidfd_open(of, PidfdFlags::NONBLOCK).map_err(io::Error::from).map_err(io_error("follow", path))?;
         let pidfd = sys::watch_readable(pidfd).map_err(io_error("follow", path))?;
-        let side = side.and_then(Side::from_number).unwrap_or(Side::A);
-        Ok(Self { stream, decoder, pid, side, pidfd, child: child.take(), up: false })
+        Ok((Self { stream, decoder, hello, side, pidfd, child: None, up: false }, listeners))
+    }
+
+    /// Whether it understands more than to end.
+    pub(super) fn speaks(&self) -> bool {
+        self.hello.protocol == PROTOCOL
+    }
+
+    /// Its next word.
+    pub(super) async fn word(&mut self) -> Result<Option<ToAgent>, ControlError> {
+        receive(&self.stream, &mut self.decoder).await
+    }
+
+    /// Its next word; `None` when it is gone, or about to be. One with whom no conversation is possible has no words.
+    pub(super) async fn word_or_end(&mut self) -> Result<Option<ToAgent>, ControlError> {
+        if self.speaks() {
+            self.word().await
+        } else {
+            self.gone().await;
+            Ok(None)
+        }
+    }
+
+    /// Tells it to end within `grace`; a dead one hears nothing. These words must never change.
+    pub(super) async fn say_end(&self, grace: Duration, retire: bool) {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let _ = timeout(GREETING, send(&self.stream, &ToProxy::Shutdown { grace_ms, retire }, &[])).await;
     }
 
     /// Asks it to end within `grace`, and makes it end a little later. Says how it went.
     pub(super) async fn end(&mut self, grace: Duration) -> String {
-        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        // A dead one hears nothing, and the wait below sees its end.
-        let _ = send(&self.stream, &ToProxy::Shutdown { grace_ms }, &[]).await;
-        if timeout(grace + Duration::from_secs(3), self.pidfd.readable()).await.is_err() {
-            tracing::warn!(pid = self.pid, "the proxy did not end in time and is killed");
+        self.say_end(grace, false).await;
+        self.gone_within(grace).await
+    }
+
+    /// Waits `grace` and a little for its end, and then makes it end. Says how it went.
+    pub(super) async fn gone_within(&mut self, grace: Duration) -> String {
+        if timeout(grace.saturating_add(LAST_WORDS), self.gone()).await.is_err() {
+            tracing::warn!(pid = self.hello.pid, "the proxy did not end in time and is killed");
             self.kill();
         }
         self.wait_for_end().await
     }
 
-    fn kill(&self) {
+    /// Waits until the process is gone.
+    pub(super) async fn gone(&self) {
+        // An error here means that the runtime ends.
+        let _ = self.pidfd.readable().await;
+    }
+
+    pub(super) fn kill(&self) {
         // By descriptor, so never a stranger who got the number.
         let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
     }
 
     /// Waits until the process is gone, and says how it went. One that closed its conversation but lives on for long is killed.
     pub(super) async fn wait_for_end(&mut self) -> String {
-        if timeout(Duration::from_secs(5), self.pidfd.readable()).await.is_err() {
+        if timeout(GONE_WITHIN, self.gone()).await.is_err() {
             self.kill();
-            let _ = self.pidfd.readable().await;
+            self.gone().await;
         }
         match self.child.as_mut().map(Child::wait) {
             Some(Ok(status)) => status.to_string(),

@@ -23,6 +23,9 @@ const HEAD: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(75);
 /// A client may take nothing of its answers for so long: sq itself gives up after 32 s.
 const STALLED: Duration = Duration::from_secs(30);
+/// A connection may be idle so long once the process retires. One over HTTP/1.1 cannot be told to go but in an answer, and to close it means to
+/// fail whoever sends at that moment; most clients with something to ask ask within this.
+const IDLE_RETIRING: Duration = Duration::from_secs(5);
 
 /// What is known of a connection. Times are milliseconds since its start.
 #[derive(Debug)]
@@ -35,7 +38,13 @@ pub(crate) struct State {
     streaming: AtomicU32,
     in_head: AtomicBool,
     blocked: AtomicBool,
+    /// A request has come.
+    asked: AtomicBool,
+    /// Another process serves on.
+    retiring: AtomicBool,
     cut: AtomicBool,
+    /// Requests of the process that did not finish in time.
+    all_cut: Arc<AtomicU64>,
     /// Since when it is idle, in a head, or blocked; or the last piece of an answer.
     since: AtomicU64,
 }
@@ -56,7 +65,8 @@ pub(crate) struct Busy {
 }
 
 impl State {
-    pub(crate) fn new(multiplexed: bool) -> Arc<Self> {
+    /// `all_cut` counts the requests that the process cuts.
+    pub(crate) fn new(multiplexed: bool, all_cut: Arc<AtomicU64>) -> Arc<Self> {
         Arc::new(Self {
             start: Instant::now(),
             multiplexed,
@@ -64,12 +74,43 @@ impl State {
             streaming: AtomicU32::new(0),
             in_head: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            retiring: AtomicBool::new(false),
             cut: AtomicBool::new(false),
+            all_cut,
             since: AtomicU64::new(0),
         })
     }
 
-    /// A request's head is whole.
+    /// Whether it is one of HTTP/2.
+    pub(crate) fn is_multiplexed(&self) -> bool {
+        self.multiplexed
+    }
+
+    /// A request's head is whole: called by whoever polls the connection, in the same poll.
+    pub(crate) fn ask(&self) {
+        self.asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a request has ever come.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Another process serves on from now: nobody must notice, and the connection must come to an end.
+    pub(crate) fn retire(&self) {
+        self.retiring.store(true, Ordering::Relaxed);
+        if self.requests() == 0 && !self.in_head.load(Ordering::Relaxed) {
+            self.touch();
+        }
+    }
+
+    /// Whether an answer must say that the connection ends with it, since no frame can (as one does in HTTP/2).
+    pub(crate) fn ends_with_answer(&self) -> bool {
+        !self.multiplexed && self.retiring.load(Ordering::Relaxed)
+    }
+
+    /// A request's work begins.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.in_head.store(false, Ordering::Relaxed);
@@ -81,9 +122,14 @@ impl State {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// The process ends before the connection has: each request on it will say so.
-    pub(crate) fn cut(&self) {
+    /// The process ends before the connection has: each request on it will say so. Returns whether one was still coming, which cannot.
+    pub(crate) fn cut(&self) -> bool {
         self.cut.store(true, Ordering::Relaxed);
+        let coming = self.requests() == 0 && self.in_head.load(Ordering::Relaxed);
+        if coming {
+            self.all_cut.fetch_add(1, Ordering::Relaxed);
+        }
+        coming
     }
 
     fn touch(&self) {
@@ -111,6 +157,8 @@ impl State {
             return (Instant::now() + IDLE, Overdue::Idle);
         } else if self.in_head.load(Ordering::Relaxed) {
             (HEAD, Overdue::Slow)
+        } else if self.retiring.load(Ordering::Relaxed) {
+            (IDLE_RETIRING, Overdue::Idle)
         } else {
             (IDLE, Overdue::Idle)
         };
@@ -134,9 +182,13 @@ impl Busy {
         }
     }
 
-    /// Whether the process cuts this request.
+    /// Whether the process cuts this request; if so, it is counted.
     pub(crate) fn is_cut(&self) -> bool {
-        self.state.cut.load(Ordering::Relaxed)
+        let cut = self.state.cut.load(Ordering::Relaxed);
+        if cut {
+            self.state.all_cut.fetch_add(1, Ordering::Relaxed);
+        }
+        cut
     }
 }
 
@@ -239,9 +291,13 @@ impl Future for Clock {
 mod tests {
     use super::*;
 
+    fn new(multiplexed: bool) -> Arc<State> {
+        State::new(multiplexed, Arc::default())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_told_goodbye_after_75_seconds() {
-        let state = State::new(false);
+        let state = new(false);
         let start = Instant::now();
         assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Idle);
         assert_eq!(start.elapsed(), IDLE);
@@ -249,7 +305,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_head_that_has_begun_must_be_whole_in_10_seconds() {
-        let state = State::new(false);
+        let state = new(false);
         tokio::time::advance(Duration::from_secs(60)).await;
         state.read();
         let start = Instant::now();
@@ -261,7 +317,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_may_take_its_time_and_idleness_starts_anew_after_it() {
-        let state = State::new(true);
+        let state = new(true);
         let busy = state.begin();
         let mut clock = Clock::new(Arc::clone(&state));
         assert!(tokio::time::timeout(Duration::from_secs(1_000), &mut clock).await.is_err());
@@ -273,7 +329,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_of_its_answer_is_dropped() {
-        let state = State::new(false);
+        let state = new(false);
         let _busy = state.begin();
         state.wrote(true);
         let start = Instant::now();
@@ -283,7 +339,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_of_which_no_piece_is_taken_ends_even_on_a_connection_that_is_not_blocked() {
-        let state = State::new(true);
+        let state = new(true);
         let mut busy = state.begin();
         busy.stream();
         tokio::time::advance(STALLED / 2).await;
@@ -293,5 +349,34 @@ mod tests {
         assert_eq!(start.elapsed(), STALLED);
         drop(busy);
         assert_eq!(state.due().1, Overdue::Idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn once_the_process_retires_an_idle_connection_has_5_seconds_more_and_each_answer_the_same() {
+        let state = new(false);
+        tokio::time::advance(IDLE - Duration::from_secs(1)).await;
+        state.retire();
+        assert!(state.ends_with_answer());
+        let start = Instant::now();
+        tokio::time::advance(IDLE_RETIRING - Duration::from_secs(1)).await;
+        drop(state.begin());
+        assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Idle);
+        assert_eq!(start.elapsed(), 2 * IDLE_RETIRING - Duration::from_secs(1));
+        let multiplexed = new(true);
+        multiplexed.retire();
+        assert!(!multiplexed.ends_with_answer());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_just_coming_when_the_process_retires_has_its_usual_time() {
+        let state = new(false);
+        state.read();
+        tokio::time::advance(IDLE_RETIRING).await;
+        state.retire();
+        let start = Instant::now();
+        assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Slow);
+        assert_eq!(start.elapsed(), HEAD - IDLE_RETIRING);
+        assert!(state.cut(), "and is named if the process ends first");
+        assert_eq!(state.all_cut.load(Ordering::Relaxed), 1);
     }
 }

@@ -1,4 +1,5 @@
-//! A tenant's lane: one mutation at a time, a few reads beside it, and a bounded queue for the rest.
+//! A tenant's lane in this process: one mutation at a time, a few reads beside it, and a bounded queue for the rest. (Between two processes
+//! `in_flight` has the last word.)
 //!
 //! sq serializes a tenant's requests by one lock anyway, so this costs little; a hundred uploads at once cost it 419 MB and, under a
 //! limit of 20 MB, its life (sq-facts).
@@ -14,7 +15,7 @@ use tokio::{sync::oneshot, time};
 use super::{classify::Kind, problem::Problem};
 
 /// Longest wait for a turn. sq gives up on one request after 32 s, so whoever waits longer than this waits behind several slow ones.
-const MAX_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// How many of a tenant's requests may run and wait.
 #[derive(Debug, Clone, Copy)]

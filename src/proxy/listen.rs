@@ -3,19 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    time::Duration,
 };
-
-use tokio::{net::UnixStream, time::timeout};
-
-use super::control::{
-    socket::receive,
-    wire::{Decoder, ToAgent},
-};
-
-/// A living proxy greets at once.
-const GREETING: Duration = Duration::from_secs(5);
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -35,17 +23,11 @@ fn hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// `<state_dir>/run/proxy.sock`.
-pub(crate) fn control_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("run").join("proxy.sock")
-}
-
-/// Listeners on `addresses`, in their order: those that a living proxy holds are taken back from it, the others are bound.
+/// Listeners on `addresses`, in their order: those that are `held` already, by a living proxy, are taken; the others are bound.
 ///
 /// # Errors
 /// The first address that cannot be had.
-pub(crate) async fn listeners(state_dir: &Path, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
-    let mut held = held_by_proxy(state_dir).await;
+pub(crate) fn listeners(mut held: Vec<TcpListener>, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for &address in addresses {
         let mine = held.iter().position(|listener| listener.local_addr().is_ok_and(|local| local == address));
@@ -67,32 +49,18 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// What a living proxy listens on; nothing where there is none.
-async fn held_by_proxy(state_dir: &Path) -> Vec<TcpListener> {
-    let greeting = async {
-        let stream = UnixStream::connect(control_path(state_dir)).await.ok()?;
-        let mut decoder = Decoder::default();
-        match receive(&stream, &mut decoder).await.ok()?? {
-            ToAgent::Hello { listeners, .. } => decoder.descriptors(listeners).ok(),
-            _ => None,
-        }
-    };
-    let held = timeout(GREETING, greeting).await.ok().flatten().unwrap_or_default();
-    held.into_iter().map(TcpListener::from).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
 
-    #[tokio::test]
-    async fn an_address_that_is_taken_is_named_with_a_way_out() {
+    #[test]
+    fn an_address_that_is_taken_is_named_with_a_way_out() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = taken.local_addr().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let error = listeners(dir.path(), &[address]).await.unwrap_err().to_string();
+        let error = listeners(Vec::new(), &[address]).unwrap_err().to_string();
         assert!(error.contains(&address.to_string()) && error.contains("ss -ltnp"), "{error}");
+        assert_eq!(listeners(vec![taken], &[address]).unwrap()[0].local_addr().unwrap(), address, "what is held already is taken");
     }
 }

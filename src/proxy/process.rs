@@ -3,41 +3,38 @@
 use std::{
     io,
     num::NonZero,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
-    },
+    os::{fd::AsFd, unix::net::UnixListener},
+    path::Path,
     sync::{Arc, atomic::AtomicU64},
     thread,
     time::Duration,
 };
 
-use rustix::net::sockopt::socket_peercred;
-use tokio::{
-    net::{UnixListener, UnixStream},
-    runtime,
-    sync::mpsc,
-};
+use tokio::{runtime, sync::mpsc, time::Instant};
 
 use super::{
     access_log::AccessLog,
-    control::{
-        socket::{ControlError, receive, receive_blocking, send, send_blocking},
-        wire::{Decoder, NudgeReason, ToAgent, ToProxy, WireError},
-    },
-    live::{BadSettings, Current, Live},
+    build, clock,
+    control::wire::{Hello, PROTOCOL, ToAgent, ToProxy, WireError},
+    conversation::Conversation,
+    first_words::{self, First, Received, take},
+    live::Current,
+    network,
     park::Parking,
     request_id::RequestIds,
     sandbox::{self, SandboxError},
-    serve::Server,
+    serve::{Phase, Server},
     service::Shared,
     settings::Settings,
     tenant::Tenants,
 };
-use crate::{desired::TenantId, telemetry};
+use crate::telemetry;
 
 /// Nudges that may wait for the agent; more are dropped.
 const NUDGES: usize = 1_024;
+
+/// In place of a grace that no clock can add.
+const FAR: Duration = Duration::from_secs(86_400 * 365);
 
 /// Why the process cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +61,7 @@ impl From<SandboxError> for ProxyError {
     }
 }
 
-fn doing(doing: &'static str) -> impl Fn(io::Error) -> ProxyError {
+pub(super) fn doing(doing: &'static str) -> impl Fn(io::Error) -> ProxyError {
     move |source| ProxyError::Io { doing, source }
 }
 
@@ -75,15 +72,17 @@ fn doing(doing: &'static str) -> impl Fn(io::Error) -> ProxyError {
 pub fn run() -> Result<(), ProxyError> {
     telemetry::init();
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(doing("take the control socket"))?;
-    let control = StdUnixListener::from(socket);
+    let control = UnixListener::from(socket);
     control.local_addr().map_err(ProxyError::NotStartedByAgent)?;
     let descriptors = sandbox::raise_descriptor_limit()?;
     // Asked before the sandbox: the answer stands in files (cgroup quota).
     let threads = thread::available_parallelism().map_or(2, NonZero::get);
-    let owner = rustix::process::geteuid().as_raw();
-    let first = first_settings(&control, owner)?;
-    let landlock = sandbox::enter(first.run_as)?;
-    tracing::info!(pid = std::process::id(), uid = rustix::process::geteuid().as_raw(), threads, descriptors, landlock, "the proxy serves");
+    let mut hello = newborn();
+    let first = first_words::hear(&control, &hello)?;
+    hello.side = Some(first.side);
+    hello.network = network::own_inode();
+    let landlock = sandbox::enter(first.run_as, first.in_user_namespace)?;
+    tracing::info!(pid = hello.pid, uid = rustix::process::geteuid().as_raw(), threads, descriptors, landlock, "the proxy serves");
     let (log, log_thread) = AccessLog::start(io::stdout()).map_err(doing("start the access log"))?;
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(threads)
@@ -91,7 +90,7 @@ pub fn run() -> Result<(), ProxyError> {
         .enable_all()
         .build()
         .map_err(doing("start its threads"))?;
-    runtime.block_on(serve(control, first, Given { owner, descriptors, log }))?;
+    runtime.block_on(serve(control, first, hello, descriptors, log))?;
     // Dropping the runtime drops the last handles of the log; then all lines are written.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let _ = log_thread.join();
@@ -99,196 +98,101 @@ pub fn run() -> Result<(), ProxyError> {
     Ok(())
 }
 
-/// The first conversation, up to settings that can be served by.
-struct First {
-    stream: StdUnixStream,
-    decoder: Decoder,
-    live: Live,
-    listeners: Vec<OwnedFd>,
-    serial: u64,
-    side: u8,
-    run_as: Option<(u32, u32)>,
-}
-
-/// Settings as they came, with what was made of them.
-struct Received {
-    live: Live,
-    listeners: Vec<OwnedFd>,
-}
-
-fn first_settings(control: &StdUnixListener, owner: u32) -> Result<First, ProxyError> {
-    loop {
-        let (stream, _) = control.accept().map_err(doing("accept the agent"))?;
-        if !is_owner(&stream, owner) {
-            continue;
-        }
-        match hear(&stream) {
-            Ok(Some((settings, serial, decoder, received))) => {
-                let Received { live, listeners } = received;
-                return Ok(First { stream, decoder, live, listeners, serial, side: settings.side, run_as: settings.run_as });
-            }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "the agent's first words"),
-        }
+/// Who this process is, before it has heard anything.
+fn newborn() -> Hello {
+    Hello {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: PROTOCOL,
+        build: build::of(Path::new(build::OWN)),
+        born_ns: clock::monotonic_ns(),
+        network: network::own_inode(),
+        ..Hello::default()
     }
 }
 
-type Heard = (Box<Settings>, u64, Decoder, Received);
-
-/// Waits for settings that are good; `None` when the agent went away.
-fn hear(stream: &StdUnixStream) -> Result<Option<Heard>, ControlError> {
-    send_blocking(stream, &hello(None, 0))?;
-    let mut decoder = Decoder::default();
-    while let Some(message) = receive_blocking::<ToProxy>(stream, &mut decoder)? {
-        match message {
-            ToProxy::Settings { settings, listeners, serial } => match take(&settings, listeners, &mut decoder)? {
-                Ok(received) => return Ok(Some((settings, serial, decoder, received))),
-                Err(why) => send_blocking(stream, &ToAgent::Refused { serial, why: why.to_string() })?,
-            },
-            ToProxy::Shutdown { .. } => std::process::exit(0),
-        }
-    }
-    Ok(None)
-}
-
-/// Makes something to serve by of settings and their descriptors.
-fn take(settings: &Settings, listeners: usize, decoder: &mut Decoder) -> Result<Result<Received, BadSettings>, WireError> {
-    let mut descriptors = decoder.descriptors(listeners.saturating_add(2))?;
-    let (Some(activity), Some(routes)) = (descriptors.pop(), descriptors.pop()) else {
-        return Err(WireError::MissingDescriptors(2));
-    };
-    Ok(Live::new(settings, routes, activity).map(|live| Received { live, listeners: descriptors }))
-}
-
-fn hello(side: Option<u8>, listeners: usize) -> ToAgent {
-    ToAgent::Hello { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").to_owned(), side, listeners }
-}
-
-/// Only the user who started this process may command it.
-fn is_owner(stream: &impl AsFd, owner: u32) -> bool {
-    let peer = socket_peercred(stream).map(|peer| peer.uid.as_raw());
-    if peer != Ok(owner) {
-        tracing::warn!(?peer, owner, "somebody else spoke to the control socket");
-    }
-    peer == Ok(owner)
-}
-
-/// What the process was found with at its start.
-struct Given {
-    /// The user whose agent may command it.
-    owner: u32,
-    descriptors: u64,
-    log: AccessLog,
-}
-
-async fn serve(control: StdUnixListener, first: First, given: Given) -> Result<(), ProxyError> {
-    let (nudges, mut nudged) = mpsc::channel(NUDGES);
+async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptors: u64, log: AccessLog) -> Result<(), ProxyError> {
+    let First { stream, decoder, received, serial, owner, .. } = first;
+    let (nudges, nudged) = mpsc::channel(NUDGES);
     let mut prefix = [0; 8];
     getrandom::fill(&mut prefix).map_err(|error| ProxyError::Io { doing: "get random numbers", source: io::Error::other(error) })?;
     let shared = Arc::new(Shared {
-        live: Current::new(first.live),
+        live: Current::new(received.live),
         tenants: Tenants::new(),
         parking: Arc::new(Parking::new()),
         ids: RequestIds::new(u64::from_le_bytes(prefix)),
-        log: given.log,
+        log,
         nudges,
-        body_memory: Arc::new(AtomicU64::new(0)),
+        body_memory: Arc::default(),
         in_flight: Arc::new(AtomicU64::new(0)),
+        cut: Arc::default(),
     });
     let for_ticker = Arc::clone(&shared);
     let ticker = tokio::spawn(Arc::clone(&shared.parking).tick(move || for_ticker.live.get().routes.generation()));
-    let mut server = Server::new(shared, given.descriptors);
-    server.listen(first.listeners).map_err(doing("listen"))?;
-
-    control.set_nonblocking(true).map_err(doing("set up the control socket"))?;
-    let control = UnixListener::from_std(control).map_err(doing("set up the control socket"))?;
-    first.stream.set_nonblocking(true).map_err(doing("set up the control socket"))?;
-    let stream = UnixStream::from_std(first.stream).map_err(doing("set up the control socket"))?;
-    let mut agent = Agent { stream, decoder: first.decoder, side: first.side };
+    let mut server = Server::new(shared, descriptors);
+    server.listen(received.listeners).map_err(doing("listen"))?;
+    let conversation = Conversation::go_on(control, stream, decoder, owner, nudged);
+    let mut conversation = conversation.map_err(doing("set up the control socket"))?;
     // If the agent is gone by now, the next one is told by Hello.
-    let _ = send(&agent.stream, &ToAgent::Applied { serial: first.serial }, &[]).await;
-    let grace = loop {
-        match agent.converse(&mut server, &mut nudged).await {
-            Ok(Some(grace)) => break grace,
-            Ok(None) => tracing::info!("the agent is gone; serving goes on"),
-            Err(error) => tracing::warn!(%error, "the agent is lost; serving goes on"),
-        }
-        agent.stream = next_agent(&control, given.owner, &mut nudged).await;
-        agent.decoder = Decoder::default();
-        let listeners: Vec<_> = server.listeners().iter().map(AsFd::as_fd).collect();
-        if let Err(error) = send(&agent.stream, &hello(Some(agent.side), listeners.len()), &listeners).await {
-            tracing::warn!(%error, "cannot greet the agent");
-        }
-    };
-    tracing::info!(?grace, "the agent says: end");
-    server.shut_down(grace).await;
+    conversation.say(&ToAgent::Applied { serial }).await;
+    let cut = obey(&mut server, &mut conversation, &mut hello).await;
+    conversation.say(&ToAgent::Ended { cut }).await;
     ticker.abort();
     Ok(())
 }
 
-/// Waits for an agent. Nudges in the meantime are dropped: a new agent looks at everything first.
-async fn next_agent(control: &UnixListener, owner: u32, nudged: &mut mpsc::Receiver<(TenantId, NudgeReason)>) -> UnixStream {
+/// Does as the agents say, to the end. Returns how many requests did not finish in time.
+async fn obey(server: &mut Server, conversation: &mut Conversation, hello: &mut Hello) -> u64 {
+    let mut deadline = None;
     loop {
-        tokio::select! {
-            accepted = control.accept() => match accepted {
-                Ok((stream, _)) if is_owner(&stream, owner) => return stream,
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept the agent");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-            _ = nudged.recv() => {}
-        }
-    }
-}
-
-/// The agent that is connected.
-struct Agent {
-    stream: UnixStream,
-    decoder: Decoder,
-    side: u8,
-}
-
-impl Agent {
-    /// Does as the agent says. `Some` is the time it gives to end; `None` that it has gone.
-    async fn converse(
-        &mut self,
-        server: &mut Server,
-        nudged: &mut mpsc::Receiver<(TenantId, NudgeReason)>,
-    ) -> Result<Option<Duration>, ControlError> {
-        loop {
-            tokio::select! {
-                message = receive::<ToProxy>(&self.stream, &mut self.decoder) => match message? {
-                    None => return Ok(None),
-                    Some(ToProxy::Shutdown { grace_ms }) => return Ok(Some(Duration::from_millis(grace_ms))),
-                    Some(ToProxy::Settings { settings, listeners, serial }) => {
-                        let answer = self.apply(server, &settings, listeners, serial)?;
-                        send(&self.stream, &answer, &[]).await?;
-                    }
-                },
-                Some((id, reason)) = nudged.recv() => send(&self.stream, &ToAgent::Nudge { id, reason }, &[]).await?,
-            }
-        }
-    }
-
-    /// Swaps new settings in whole, or says why not and leaves all as it was.
-    fn apply(&mut self, server: &mut Server, settings: &Settings, listeners: usize, serial: u64) -> Result<ToAgent, ControlError> {
-        let received = match take(settings, listeners, &mut self.decoder)? {
-            Ok(received) => received,
-            Err(why) => {
-                tracing::warn!(%why, "new settings are refused; the last good ones go on");
-                return Ok(ToAgent::Refused { serial, why: why.to_string() });
-            }
+        let word = tokio::select! {
+            cut = server.finish(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => return cut,
+            word = conversation.next(hello, server.listeners()) => word,
         };
-        if let Err(why) = server.listen(received.listeners) {
-            return Ok(ToAgent::Refused { serial, why: format!("cannot listen: {why}") });
+        match word {
+            ToProxy::Settings { settings, listeners, serial } => {
+                let received = take(&settings, listeners, conversation.descriptors());
+                match received.map(|received| apply(server, hello, &settings, received.map_err(|why| why.to_string()), serial)) {
+                    Ok(answer) => conversation.say(&answer).await,
+                    Err(error) => conversation.misunderstood(error),
+                }
+            }
+            ToProxy::Shutdown { grace_ms, retire } => {
+                tracing::info!(grace_ms, retire, "the agent says: end");
+                // A time beyond what the clock can say is no deadline that anybody lives to see.
+                let asked = Instant::now().checked_add(Duration::from_millis(grace_ms));
+                let end = asked.unwrap_or_else(|| Instant::now() + FAR);
+                deadline = Some(deadline.map_or(end, |before: Instant| before.min(end)));
+                server.end(if retire { Phase::Retiring } else { Phase::Draining });
+                hello.retiring = true;
+            }
+            ToProxy::Join { .. } => conversation.misunderstood(WireError::TooLate),
         }
-        self.side = settings.side;
-        let shared = server.shared();
-        shared.live.set(received.live);
-        shared.tenants.forget_keys();
-        tracing::info!(serial, "new settings are in force");
-        Ok(ToAgent::Applied { serial })
+    }
+}
+
+/// Swaps new settings in whole, or says why not and leaves all as it was.
+fn apply(server: &mut Server, hello: &mut Hello, settings: &Settings, received: Result<Received, String>, serial: u64) -> ToAgent {
+    let received = match received {
+        Ok(_) if hello.retiring => Err("it was told to end".to_owned()),
+        Ok(Received { live, listeners }) => match server.listen(listeners) {
+            Ok(()) => Ok(live),
+            Err(why) => Err(format!("cannot listen: {why}")),
+        },
+        Err(why) => Err(why),
+    };
+    match received {
+        Ok(live) => {
+            hello.side = Some(settings.side);
+            let shared = server.shared();
+            shared.live.set(live);
+            shared.tenants.forget_keys();
+            tracing::info!(serial, "new settings are in force");
+            ToAgent::Applied { serial }
+        }
+        Err(why) => {
+            tracing::warn!(%why, "new settings are refused; the last good ones go on");
+            ToAgent::Refused { serial, why }
+        }
     }
 }

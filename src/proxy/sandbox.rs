@@ -37,13 +37,20 @@ pub(crate) fn raise_descriptor_limit() -> Result<u64, SandboxError> {
     Ok(most)
 }
 
-/// Gives everything up. `run_as` is whose the process becomes where it is root's. Returns what Landlock does here, for the log.
-pub(crate) fn enter(run_as: Option<(u32, u32)>) -> Result<&'static str, SandboxError> {
+/// Gives everything up. `run_as` is whose the process becomes where it is root's. In a user namespace that it joined it has every capability,
+/// whoever it is, and nobody to become but where that namespace knows them. Returns what Landlock does here, for the log.
+pub(crate) fn enter(run_as: Option<(u32, u32)>, in_user_namespace: bool) -> Result<&'static str, SandboxError> {
     // Keys lie in this memory: no core dump, no debugger of the same user.
     step("forbid core dumps", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
     step("become undumpable", prctl::set_dumpable(false))?;
-    if Uid::effective().is_root() {
-        give_up_root(run_as)?;
+    if Uid::effective().is_root() || in_user_namespace {
+        drop_bounding_set();
+    }
+    if Uid::effective().is_root() && !in_user_namespace {
+        step("leave its groups", setgroups(&[]))?;
+    }
+    if let Some((uid, gid)) = run_as.filter(|_| Uid::effective().is_root()) {
+        become_user(Uid::from_raw(uid), Gid::from_raw(gid))?;
     }
     clear_capabilities()?;
     step("set no_new_privs", prctl::set_no_new_privs())?;
@@ -54,18 +61,17 @@ pub(crate) fn enter(run_as: Option<(u32, u32)>) -> Result<&'static str, SandboxE
     Ok(landlock)
 }
 
-fn give_up_root(run_as: Option<(u32, u32)>) -> Result<(), SandboxError> {
+/// No program that this process could ever start gets a capability back.
+fn drop_bounding_set() {
     for capability in caps::all() {
         // One that the kernel does not know cannot be dropped and need not be.
         let _ = caps::drop(None, caps::CapSet::Bounding, capability);
     }
-    step("leave its groups", setgroups(&[]))?;
-    if let Some((uid, gid)) = run_as {
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        step("change its group", setresgid(gid, gid, gid))?;
-        step("change its user", setresuid(uid, uid, uid))?;
-    }
-    Ok(())
+}
+
+fn become_user(uid: Uid, gid: Gid) -> Result<(), SandboxError> {
+    step("change its group", setresgid(gid, gid, gid))?;
+    step("change its user", setresuid(uid, uid, uid))
 }
 
 fn clear_capabilities() -> Result<(), SandboxError> {

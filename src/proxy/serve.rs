@@ -1,6 +1,16 @@
 //! Accept, TLS, HTTP/1.1 or HTTP/2 by ALPN, and the end of it all.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use http::Request;
 use hyper::{body::Incoming, server::conn::http1, server::conn::http2, service::service_fn};
@@ -9,7 +19,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -47,6 +57,8 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 pub(crate) enum Phase {
     /// Accept and serve.
     Serving,
+    /// Accept nothing more, and let each connection end as its client does not notice: another process serves on.
+    Retiring,
     /// Accept nothing more, end each connection after what it has asked.
     Draining,
     /// Drop whatever is left.
@@ -103,18 +115,23 @@ impl Server {
         self.listening.drain(..).for_each(|task| task.abort());
     }
 
-    /// Ends: accepts nothing more, waits at most `grace` for what is under way, cuts the rest.
-    pub(crate) async fn shut_down(mut self, grace: Duration) {
+    /// Begins to end: accepts nothing more. What waits in the listeners' queues is whoever else's has them. `phase` is how: retiring or draining.
+    pub(crate) fn end(&mut self, phase: Phase) {
         self.stop_listening();
         self.listeners.clear();
-        self.phase.send_replace(Phase::Draining);
-        if timeout(grace, self.quiet()).await.is_err() {
+        self.phase.send_replace(phase);
+    }
+
+    /// Waits until `deadline` for what is under way and cuts the rest. Returns how many requests that were. May be dropped and called again.
+    pub(crate) async fn finish(&self, deadline: Instant) -> u64 {
+        if timeout_at(deadline, self.quiet()).await.is_err() {
             let (connections, in_flight) = self.under_way();
-            tracing::warn!(connections, in_flight, ?grace, "cutting what did not finish in time");
+            tracing::warn!(connections, in_flight, "cutting what did not finish in time");
             self.phase.send_replace(Phase::Cutting);
             // Long enough for each connection to say whom it cuts.
             let _ = timeout(Duration::from_secs(1), self.quiet()).await;
         }
+        self.shared.cut.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn under_way(&self) -> (usize, u64) {
@@ -160,10 +177,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, ph
         return;
     };
     let multiplexed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let state = State::new(multiplexed);
+    let state = State::new(multiplexed, Arc::clone(&shared.cut));
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&state)));
     let for_service = Arc::clone(&state);
     let service = service_fn(move |request: Request<Incoming>| {
+        for_service.ask();
         let answered = handle(Arc::clone(&shared), peer.ip(), Arc::clone(&for_service), request);
         async move { Ok::<_, Infallible>(answered.await) }
     });
@@ -192,9 +210,9 @@ where
     tokio::pin!(connection);
     let mut clock = Clock::new(Arc::clone(state));
     let mut last = None;
-    if *phase.borrow_and_update() != Phase::Serving {
-        goodbye(connection.as_mut());
-    }
+    // What the process does is looked at first of all: it may have changed before there was a connection.
+    phase.mark_changed();
+    let mut owes_goodbye = false;
     loop {
         tokio::select! {
             biased;
@@ -203,6 +221,11 @@ where
                     tracing::debug!(%peer, %error, "a connection broke");
                 }
                 return;
+            }
+            // Only a poll of the connection, which came first, can bring a request.
+            () = poll_fn(|_| if state.was_asked() { Poll::Ready(()) } else { Poll::Pending }), if owes_goodbye => {
+                goodbye(connection.as_mut());
+                owes_goodbye = false;
             }
             overdue = &mut clock, if last.is_none() => {
                 if overdue == Overdue::Slow {
@@ -215,9 +238,16 @@ where
             () = sleep_until(last.unwrap_or_else(Instant::now)), if last.is_some() => return,
             Ok(()) = phase.changed() => match *phase.borrow_and_update() {
                 Phase::Serving => {}
+                Phase::Retiring => {
+                    state.retire();
+                    // GOAWAY takes in what is on its way here. A client that has just connected is let ask first: not every one would ask again.
+                    owes_goodbye = state.is_multiplexed();
+                }
                 Phase::Draining => goodbye(connection.as_mut()),
                 Phase::Cutting => {
-                    state.cut();
+                    if state.cut() {
+                        tracing::warn!(%peer, "cut: the head of a request was not whole in time");
+                    }
                     return;
                 }
             },

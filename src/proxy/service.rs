@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, request::Parts};
+use http::{HeaderValue, Request, Response, request::Parts};
 use hyper::body::{Body, Incoming};
 use tokio::sync::mpsc;
 
@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) body_memory: Arc<AtomicU64>,
     /// Requests of this process in flight to sq.
     pub(crate) in_flight: Arc<AtomicU64>,
+    /// Requests that did not finish before this process had to end.
+    pub(crate) cut: Arc<AtomicU64>,
 }
 
 /// Answers one request, whatever happens.
@@ -75,6 +77,9 @@ pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<St
     };
     if let Some((limits, admission)) = &allowance {
         quota::describe(response.headers_mut(), limits, admission);
+    }
+    if connection.ends_with_answer() {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(entry) = track.entry() {
         entry.status = response.status().as_u16();
@@ -218,11 +223,9 @@ impl Visit<'_> {
         let mut deadline = None;
         loop {
             let waiting = Instant::now();
-            let turn = self.turn(&mut route, avoid.as_ref(), &mut deadline).await;
+            let place = self.place(&mut route, avoid.as_ref(), &mut deadline).await;
             track.parked(waiting.elapsed());
-            let turn = turn?;
-            let live = self.shared.live.get();
-            let in_flight = InFlight::enter(&live, route.slot, &self.shared.in_flight);
+            let (live, held) = place?;
             // The row may have changed while the request waited for its turn.
             route = look(&live, self.who)?;
             if !park::may_go(&route, avoid.as_ref(), tokio::time::Instant::now())? {
@@ -230,7 +233,7 @@ impl Visit<'_> {
             }
             let sent = Instant::now();
             let request = Exchange { port: route.port, head: self.head(&live, &route, &body), body };
-            let (result, request, held, kept) = self.send(request, Held::new(turn, in_flight), share).await?;
+            let (result, request, held, kept) = self.send(request, held, share).await?;
             (body, share) = (request.body, kept);
             if let Some(entry) = track.entry() {
                 entry.upstream += sent.elapsed();
@@ -254,6 +257,19 @@ impl Visit<'_> {
                 }
             }
         }
+    }
+
+    /// Waits for an instance that is ready, for a turn in the lane, and for the end of what another proxy writes; then the request is in flight.
+    async fn place(
+        &self,
+        route: &mut Route,
+        avoid: Option<&Avoid>,
+        deadline: &mut Option<tokio::time::Instant>,
+    ) -> Result<(Arc<Live>, Held), Problem> {
+        let turn = self.turn(route, avoid, deadline).await?;
+        let live = self.shared.live.get();
+        let in_flight = InFlight::enter(&live, route.slot, self.kind, &self.shared.in_flight).await?;
+        Ok((live, Held::new(turn, in_flight)))
     }
 
     /// Waits for an instance that is ready, then for a turn in the lane. `deadline` is set by the first wait for an instance, and is for all of them.

@@ -74,7 +74,8 @@ impl Drop for Track {
         entry.cut = !self.finished;
         if entry.cut && self.busy.is_cut() {
             let tenant = entry.tenant.as_ref().map(ToString::to_string);
-            tracing::warn!(tenant, request_id = entry.request_id.as_str(), path = entry.uri.path(), "cut: it did not finish in time");
+            let (method, path, age_ms) = (entry.method.as_str(), entry.uri.path(), entry.total.as_millis());
+            tracing::warn!(tenant, request_id = entry.request_id.as_str(), method, path, age_ms, "cut: it did not finish in time");
         }
         if let Some(slot) = self.slot.as_ref().and_then(|(live, slot)| live.activity.slot(*slot)) {
             settle(slot, &entry);

@@ -1,28 +1,28 @@
 //! Carries out what the plan says: changes the observed state, and starts the task that does the rest.
 
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use super::{
-    agent::Agent,
     backoff,
-    event::Change,
-    lifecycle::{self, Drain},
+    core::Core,
+    event::{Change, Drain},
     plan::{self, Action},
     port_book::QUARANTINE,
+    world::{Handle, Records, Start, World},
 };
 use crate::{
     desired::TenantId,
     instance::{
-        binary, ports,
-        process::{Process, StopSignal},
-        spawn::SpawnSpec,
+        cgroup::{Applied, CgroupLimits},
+        ports::PortState,
+        process::StopSignal,
+        scan::Found,
     },
-    instance_key,
     observed::{Known, Moment, State, StopReason},
-    store::unix_now,
+    store::StoreError,
 };
 
-impl Agent {
+impl<W: World> Core<W> {
     pub(super) fn carry_out(&mut self, actions: Vec<Action>, now: Moment) {
         for action in actions {
             match action {
@@ -45,20 +45,33 @@ impl Agent {
                 known.spec = tenant.clone();
                 known.leaving = false;
                 backoff::reset(&mut known.back_off);
+                self.hold_to_limits(id);
             }
-            None => match self.store.assign_slot(id) {
+            None => match self.world.records().assign_slot(id) {
                 Ok(slot) => {
                     tracing::info!(tenant = %id, slot, tier = %tenant.tier, "tenant taken in");
-                    self.observed.known.insert(id.clone(), Known::new(slot, tenant.clone()));
+                    let known = Known { program: self.programs.proved().identity(), ..Known::new(slot, tenant.clone()) };
+                    self.observed.known.insert(id.clone(), known);
                 }
                 Err(error) => tracing::error!(tenant = %id, %error, "no slot for this tenant; tried again at the next tick"),
             },
         }
         let noted = serde_json::to_string(&tenant).map_err(|error| error.to_string());
-        if let Err(error) = noted.and_then(|spec| self.store.set_spec(id, &spec).map_err(|error| error.to_string())) {
+        if let Err(error) = noted.and_then(|spec| self.world.records().set_spec(id, &spec).map_err(|error| error.to_string())) {
             tracing::error!(tenant = %id, error, "what is in force cannot be noted; it is applied all the same");
         }
         self.routes.touch(id);
+    }
+
+    /// Brings the limits of a running instance up to date: no restart is needed where it fits into them.
+    pub(super) fn hold_to_limits(&mut self, id: &TenantId) {
+        let Some(known) = self.observed.known.get_mut(id).filter(|known| matches!(known.state, State::Running(_))) else { return };
+        match self.world.apply_limits(id, &CgroupLimits::of(&known.spec.limits)) {
+            Ok(applied) => known.limits_pending = applied == Applied::NeedsRestart,
+            Err(error) => tracing::error!(tenant = %id, error, "it cannot be held to its limits"),
+        }
+        let limit = known.spec.limits.memory_max;
+        known.over_memory = known.over_memory.filter(|&used| limit.is_some_and(|limit| used > limit));
     }
 
     fn leave(&mut self, id: &TenantId) {
@@ -71,15 +84,15 @@ impl Agent {
 
     fn forget(&mut self, id: &TenantId, now: Moment) {
         let Some(known) = self.observed.known.remove(id) else { return };
-        if let Err(error) = self.store.tombstone(id, unix_now()) {
+        let unix_now = self.world.unix_now();
+        if let Err(error) = self.world.records().tombstone(id, unix_now) {
             tracing::error!(tenant = %id, %error, "the removal cannot be noted; a restarted agent will do it again");
         }
         if let Some(port) = known.port {
             self.release_port(id, port, now);
         }
-        if let Some(slot) = self.activity.slot(known.slot) {
-            slot.reset();
-        }
+        self.world.reset_slot(known.slot);
+        self.world.let_go(id);
         self.memory.remove(id);
         self.health.forget(id);
         self.routes.touch(id);
@@ -88,19 +101,24 @@ impl Agent {
 
     /// Begins as many starts as may run now.
     pub(super) fn begin_starts(&mut self, now: Moment) {
-        // Without the program nothing can start; the queue keeps its order until it is there.
-        let Some(program) = self.program.clone().filter(|_| !self.stopping) else { return };
+        // Without a program nothing can start; the queue keeps its order until one is there.
+        if self.stopping || self.programs.is_empty() {
+            return;
+        }
         while let Some(id) = self.queue.pop() {
             // What was wished for when it was queued may not be any more.
             let wanted = plan::plan_tenant(&self.desired, &self.observed, &id, now).contains(&Action::Start(id.clone()));
-            if !wanted || !self.begin_start(&id, &program, now) {
+            let program =
+                self.observed.known.get(&id).and_then(|known| self.programs.get(&known.program)).map(|program| program.path.clone());
+            // One whose own program is not there yet is queued anew when it is.
+            if !program.is_some_and(|program| wanted && self.begin_start(&id, program, now)) {
                 self.queue.done(&id);
             }
         }
     }
 
     /// Whether a start is under way.
-    fn begin_start(&mut self, id: &TenantId, program: &binary::SqBinary, now: Moment) -> bool {
+    fn begin_start(&mut self, id: &TenantId, program: PathBuf, now: Moment) -> bool {
         let port = match self.find_port(id, now) {
             Some(port) => port,
             None => {
@@ -108,8 +126,7 @@ impl Agent {
                 return false;
             }
         };
-        // Persisted before the spawn, so that no two starts ever share an epoch, and with it a key.
-        let epoch = match self.store.next_epoch(id).and_then(|epoch| self.store.set_port(id, port).map(|()| epoch)) {
+        let epoch = match self.next_epoch(id, port) {
             Ok(epoch) => epoch,
             Err(error) => {
                 self.crashed(id, 0, format!("instances.db: {error}"), now);
@@ -119,15 +136,26 @@ impl Agent {
         let Some(known) = self.observed.known.get_mut(id) else { return false };
         known.port = Some(port);
         known.epoch = epoch;
+        known.launched.clone_from(&known.program);
         known.state = State::Starting { epoch };
         known.restart_wanted = false;
         known.unhealthy = false;
+        known.limits_pending = false;
+        known.over_memory = None;
+        let (slot, limits) = (known.slot, CgroupLimits::of(&known.spec.limits));
         self.ports.give(port, id);
         self.routes.touch(id);
-        let key = instance_key::derive(&self.instance_secret, id, epoch);
-        let spec = SpawnSpec { binary: program.path.clone(), user_dir: self.user_dir(id), port, key };
-        tokio::spawn(lifecycle::start(id.clone(), epoch, spec, self.reports.clone()));
+        self.world.start(Start { id: id.clone(), slot, epoch, port, program, limits });
         true
+    }
+
+    /// Persisted before the spawn, so that no two starts ever share an epoch, and with it a key.
+    fn next_epoch(&mut self, id: &TenantId, port: u16) -> Result<u64, StoreError> {
+        let epoch = self.world.records().next_epoch(id)?;
+        self.world.records().set_port(id, port)?;
+        let program = self.observed.known.get(id).map(|known| known.program.clone()).unwrap_or_default();
+        self.world.records().set_program(id, &program)?;
+        Ok(epoch)
     }
 
     /// The tenant's own port, or another one that nothing holds; what is skipped is said.
@@ -135,16 +163,16 @@ impl Agent {
         let mut sticky = self.observed.known.get(id).and_then(|known| known.port);
         loop {
             let port = self.ports.candidate(id, sticky.take(), now)?;
-            match ports::probe_free(port) {
-                ports::PortState::Free => {
+            match self.world.probe_port(port) {
+                PortState::Free => {
                     let own = self.observed.known.get(id).and_then(|known| known.port);
                     if let Some(old) = own.filter(|&old| old != port) {
                         self.release_port(id, old, now);
                     }
                     return Some(port);
                 }
-                ports::PortState::Taken { by } => self.skip_port(id, port, &by, now),
-                ports::PortState::Forbidden(why) => self.skip_port(id, port, &why, now),
+                PortState::Taken { by } => self.skip_port(id, port, &by, now),
+                PortState::Forbidden(why) => self.skip_port(id, port, &why, now),
             }
         }
     }
@@ -157,7 +185,8 @@ impl Agent {
 
     fn release_port(&mut self, id: &TenantId, port: u16, now: Moment) {
         self.ports.release(port, now);
-        if let Err(error) = self.store.release_port(id, unix_now() + QUARANTINE.as_secs()) {
+        let unix_now = self.world.unix_now();
+        if let Err(error) = self.world.records().release_port(id, unix_now + QUARANTINE.as_secs()) {
             tracing::error!(tenant = %id, port, %error, "the release of a port cannot be noted");
         }
     }
@@ -167,6 +196,7 @@ impl Agent {
         let State::Running(running) = &known.state else { return };
         let epoch = running.epoch;
         if why == StopReason::FailedProbes {
+            known.crashed_on_program |= running.program == known.program;
             self.observed.probe_restarts.push_back(now);
             self.observed.probe_restarts.retain(|&at| now.since(at) < plan::PROBE_RESTARTS_PERIOD);
         }
@@ -179,7 +209,7 @@ impl Agent {
     /// Waits for what is in flight, then stops: only once the rows that say `draining` are published.
     pub(super) fn drain(&mut self) {
         for drain in self.draining.drain(..) {
-            tokio::spawn(lifecycle::drain_and_stop(drain, self.activity.clone(), self.reports.clone()));
+            self.world.drain_and_stop(drain);
         }
     }
 
@@ -187,21 +217,21 @@ impl Agent {
         let Some(known) = self.observed.known.get_mut(id) else { return };
         known.state = State::Looking;
         let epoch = known.epoch;
-        let (id, secret, reports) = (id.clone(), self.instance_secret.clone(), self.reports.clone());
-        match self.found.remove(&id) {
-            Some(found) => tokio::spawn(lifecycle::look(id, epoch, secret, found, reports)),
-            None => tokio::spawn(lifecycle::scan_and_look(id, epoch, secret, self.desired.state_dir.clone(), reports)),
-        };
+        let found = self.found.remove(id);
+        self.world.look(id, epoch, found);
     }
 
     /// Notes that a start or an instance of `id` came to nothing, and when the next try is.
     pub(super) fn crashed(&mut self, id: &TenantId, epoch: u64, how: String, now: Moment) {
+        let jitter = self.world.jitter();
         let Some(known) = self.observed.known.get_mut(id) else { return };
         let ran = match &known.state {
             State::Running(running) => now.since(running.since),
             _ => std::time::Duration::ZERO,
         };
-        let looping = backoff::note_crash(&mut known.back_off, now, ran, jitter());
+        // Epoch 0: nothing was started.
+        known.crashed_on_program |= epoch > 0 && known.launched == known.program;
+        let looping = backoff::note_crash(&mut known.back_off, now, ran, jitter);
         known.state = State::Absent;
         let wait = known.back_off.not_before.map_or(0, |at| now.until(at).as_millis());
         tracing::warn!(tenant = %id, epoch, how, retry_in_ms = wait, "instance ended unasked");
@@ -221,16 +251,16 @@ impl Agent {
     }
 
     /// Ends a process that belongs to no tenant's instance.
-    pub(super) fn end_stray(&mut self, id: &TenantId, process: Arc<Process>) {
-        tracing::warn!(tenant = %id, pid = process.pid(), "an sq that is no tenant's instance is stopped");
-        self.note_event(Some(id), "stray_stopped", &format!("pid {}", process.pid()));
-        tokio::spawn(lifecycle::stop_unproved(id.clone(), vec![process], self.reports.clone()));
+    pub(super) fn end_stray(&mut self, found: &Found) {
+        let Ok(Some(process)) = self.world.adopt(found) else { return };
+        tracing::warn!(tenant = %found.id, pid = found.pid, "an sq that is no tenant's instance is stopped");
+        self.note_event(Some(&found.id), "stray_stopped", &format!("pid {}", found.pid));
+        self.world.stop_unproved(&found.id, vec![process]);
     }
 
     /// Drains and stops everything; the loop ends when nothing is left.
-    pub(super) fn stop_all(&mut self) {
+    pub(super) fn stop_all(&mut self, now: Moment) {
         self.stopping = true;
-        let now = Moment::now();
         let running: Vec<TenantId> = self.processes.keys().cloned().collect();
         tracing::info!(instances = running.len(), "stopping: instances drain and end; a second signal ends the agent at once");
         for id in running {
@@ -241,7 +271,7 @@ impl Agent {
     /// No more draining: every instance is told to end now.
     pub(super) fn end_now(&mut self) {
         for process in self.processes.values() {
-            if let Err(error) = process.signal(StopSignal::Term) {
+            if let Err(error) = self.world.signal(process, StopSignal::Term) {
                 tracing::warn!(pid = process.pid(), %error, "an instance could not be told to end");
             }
         }
@@ -254,7 +284,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn is_current(&self, id: &TenantId, epoch: u64, change: &Change) -> bool {
+    pub(super) fn is_current(&self, id: &TenantId, epoch: u64, change: &Change<W::Process>) -> bool {
         let Some(known) = self.observed.known.get(id) else { return false };
         match &known.state {
             State::Starting { epoch: current } | State::Stopping { epoch: current, .. } => *current == epoch,
@@ -265,9 +295,4 @@ impl Agent {
             }
         }
     }
-}
-
-/// Random in 0..=1.
-fn jitter() -> f64 {
-    getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
 }

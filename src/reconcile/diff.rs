@@ -72,9 +72,9 @@ pub fn as_if_running(desired: &Desired) -> Observed {
     let known = desired.tenants.iter().zip(0..).map(|((id, tenant), slot)| {
         let running = Running { epoch: 1, pid: 0, program: desired.sq.identity(), since: Moment::default(), started_at: 0 };
         let state = if tenant.suspended { State::Absent } else { State::Running(running) };
-        (id.clone(), Known { state, ..Known::new(slot, tenant.clone()) })
+        (id.clone(), Known { program: desired.sq.identity(), state, ..Known::new(slot, tenant.clone()) })
     });
-    Observed { known: known.collect(), program: desired.sq.identity(), ..Observed::default() }
+    Observed { known: known.collect(), ..Observed::default() }
 }
 
 /// `actions` in words, sorted by kind and id.

@@ -1,24 +1,17 @@
-//! What reaches the loop from the tasks that carry out its actions.
-
-use std::sync::Arc;
+//! What the loop and the tasks that carry out its actions tell each other.
 
 use crate::{
     desired::TenantId,
-    instance::{
-        binary::SqBinary,
-        process::{Exit, Process},
-        scan::Found,
-        usage::Memory,
-    },
+    instance::{binary::SqBinary, process::Exit, scan::Found, usage::Memory},
 };
 
-/// News for the loop.
+/// News for the loop. `P` is a handle on a process.
 #[derive(Debug)]
-pub enum Event {
+pub enum Event<P> {
     /// About the start `epoch` of one tenant's instance; news of an earlier start is stale and dropped.
-    Instance(TenantId, u64, Change),
+    Instance(TenantId, u64, Change<P>),
     /// A look at one tenant's processes ended.
-    Looked(TenantId, Look),
+    Looked(TenantId, Look<P>),
     /// A full look at the host.
     Surveyed(Survey),
     /// The search for the program of this identity ended.
@@ -27,15 +20,17 @@ pub enum Event {
 
 /// How an instance changed.
 #[derive(Debug)]
-pub enum Change {
+pub enum Change<P> {
     /// The process exists; nothing is proved yet.
-    Spawned(Arc<Process>),
+    Spawned(P),
     /// The keyed probe proved that this process answers on the port.
     Ready,
     /// It did not come up, and nothing of it runs.
     NotStarted(NotStarted),
     /// The process ended.
     Exited(Exit),
+    /// The kernel ended it since it met its memory limit.
+    OutOfMemory,
     /// It was told to end and killed, and is still there.
     Immortal,
 }
@@ -45,26 +40,28 @@ pub enum Change {
 pub enum NotStarted {
     /// Something else holds the port: take another one, it is nobody's fault.
     PortTaken,
+    /// It met its memory limit.
+    OutOfMemory,
     /// It could not be spawned, died or did not answer; in words.
     Failed(String),
 }
 
 /// What a look at one tenant found.
 #[derive(Debug)]
-pub enum Look {
+pub enum Look<P> {
     /// Nothing of it runs.
     Gone,
     /// The instance that the record names lives and proved itself.
     Ours {
         /// The process.
-        process: Arc<Process>,
+        process: P,
         /// Its start.
         epoch: u64,
         /// Its port.
         port: u16,
     },
     /// Processes of this tenant that nothing proves to be ours.
-    Unproved(Vec<Arc<Process>>),
+    Unproved(Vec<P>),
     /// Could not tell; ask again.
     Failed(String),
 }
@@ -76,4 +73,17 @@ pub struct Survey {
     pub found: Vec<Found>,
     /// Memory of each, by process id.
     pub memory: Vec<(u32, Memory)>,
+}
+
+/// An instance that is to be stopped.
+#[derive(Debug, Clone)]
+pub struct Drain<P> {
+    /// Whose.
+    pub id: TenantId,
+    /// Its start.
+    pub epoch: u64,
+    /// Its process.
+    pub process: P,
+    /// The tenant's slot in the activity page.
+    pub slot: u32,
 }

@@ -1,16 +1,11 @@
 //! Takes in tenants.toml: what is in force, what was refused, and since when.
 
-use std::path::{Path, PathBuf};
+use super::world::{Refusal, World};
+use crate::{desired::Desired, observed::Moment};
 
-use crate::{
-    desired::{self, Desired, Rejected},
-    observed::Moment,
-};
-
-/// The file, and where it stands against what is in force.
+/// Where the file stands against what is in force.
 #[derive(Debug)]
 pub struct Intake {
-    file: PathBuf,
     /// Content that was last looked at; `None` where there was no file.
     seen: Option<[u8; 32]>,
     refused: Option<Refused>,
@@ -34,38 +29,22 @@ pub enum Taken {
     Refused(String),
 }
 
-/// A refusal in one line, and in full.
-struct Refusal {
-    summary: String,
-    text: String,
-}
-
-impl From<Rejected> for Refusal {
-    fn from(rejected: Rejected) -> Self {
-        Self { summary: rejected.summary(), text: rejected.to_string() }
-    }
-}
-
 impl Intake {
-    /// Starts from `desired`, which was loaded from `file`, or from its last good copy where the file itself was refused.
-    pub fn new(file: &Path, refused: Option<&Rejected>, now: Moment) -> Self {
-        Self {
-            file: file.to_owned(),
-            seen: desired::fingerprint(file),
-            refused: refused.map(|rejected| Refused { since: now, text: rejected.to_string() }),
-        }
+    /// Starts from a desired state that was loaded from the file, or from its last good copy where the file itself was `refused`.
+    pub fn new(fingerprint: Option<[u8; 32]>, refused: Option<String>, now: Moment) -> Self {
+        Self { seen: fingerprint, refused: refused.map(|text| Refused { since: now, text }) }
     }
 
     /// Looks at the file; `in_force` is what a new state must be able to follow.
     ///
     /// While the file is refused it is tried at each look: what it names, a secret file say, may have been mended.
-    pub fn look(&mut self, in_force: &Desired, now: Moment) -> Taken {
-        let fingerprint = desired::fingerprint(&self.file);
+    pub fn look(&mut self, world: &mut impl World, in_force: &Desired, now: Moment) -> Taken {
+        let fingerprint = world.fingerprint();
         if fingerprint == self.seen && self.refused.is_none() {
             return Taken::Same;
         }
         self.seen = fingerprint;
-        match desired::load_with_text(&self.file).map_err(Refusal::from).and_then(|(new, text)| Ok((follows(in_force, new)?, text))) {
+        match world.load().and_then(|(new, text)| Ok((follows(in_force, new)?, text))) {
             Ok((new, text)) => {
                 self.refused = None;
                 Taken::New(Box::new(new), text)
@@ -77,11 +56,6 @@ impl Intake {
                 if said { Taken::Same } else { Taken::Refused(summary) }
             }
         }
-    }
-
-    /// The file.
-    pub fn file(&self) -> &Path {
-        &self.file
     }
 
     /// Seconds for which the file could not be applied, and why.
@@ -111,6 +85,9 @@ pub fn pending_restart(started_with: &Desired, now: &Desired) -> Vec<String> {
     let mut keys = Vec::new();
     if started_with.proxy.listen != now.proxy.listen {
         keys.push("[proxy] listen".to_owned());
+    }
+    if started_with.isolation != now.isolation {
+        keys.push("[agent] isolation".to_owned());
     }
     if started_with.admin != now.admin {
         keys.push("[admin]".to_owned());

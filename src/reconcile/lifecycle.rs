@@ -4,16 +4,21 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
-use super::event::{Change, Event, Look, NotStarted, Survey};
+use super::{
+    event::{Change, Drain, Event, Look, NotStarted, Survey},
+    tasks::Gate,
+};
 use crate::{
     desired::TenantId,
     instance::{
+        launcher::Launcher,
         log,
+        network::Network,
         ports::{self, PortState},
         probe::{self, KeyedAnswer, NotReady, ProbeError},
-        process::Process,
+        process::{Exit, Process},
         scan::{self, Found},
-        spawn::{self, SpawnSpec},
+        spawn::SpawnSpec,
         stop,
         usage::{self, Memory},
     },
@@ -38,50 +43,55 @@ const DRAIN_POLL: Duration = Duration::from_millis(5);
 const PROBE: Duration = Duration::from_secs(3);
 
 /// Where a task reports to.
-pub type Reports = UnboundedSender<Event>;
-
-/// An instance that is to be stopped.
-#[derive(Debug)]
-pub struct Drain {
-    /// Whose.
-    pub id: TenantId,
-    /// Its start.
-    pub epoch: u64,
-    /// Its process.
-    pub process: Arc<Process>,
-    /// The tenant's slot in the activity page.
-    pub slot: u32,
-}
+pub(super) type Reports = UnboundedSender<Event<Arc<Process>>>;
 
 /// Starts an instance, proves it, then waits for its end. One task an instance, for its whole life.
-pub async fn start(id: TenantId, epoch: u64, spec: SpawnSpec, reports: Reports) {
+pub(super) async fn start(launcher: Launcher, epoch: u64, spec: SpawnSpec, gate: Gate, reports: Reports) {
+    let id = spec.id.clone();
     let report = |change| {
         // The loop is gone only when the agent ends.
         let _ = reports.send(Event::Instance(id.clone(), epoch, change));
     };
     let (port, key) = (spec.port, spec.key.clone());
-    let spawned = tokio::task::spawn_blocking(move || spawn::spawn(&spec)).await;
-    let process = match spawned {
-        Ok(Ok(process)) => Arc::new(process),
-        Ok(Err(error)) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
+    let (network, born_by) = (launcher.network(), launcher.clone());
+    let spawned =
+        tokio::task::spawn_blocking(move || gate.pass(|| born_by.launch(&spec).map(|process| (process, memory_kills(&born_by, &spec.id)))))
+            .await;
+    let (process, kills) = match spawned {
+        Ok(Some(Ok((process, kills)))) => (Arc::new(process), kills),
+        Ok(None) => return, // halted before it began
+        Ok(Some(Err(error))) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
         Err(error) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
     };
     report(Change::Spawned(process.clone()));
-    match probe::until_ready(&process, port, &key, Instant::now() + READY_WITHIN).await {
+    match probe::until_ready(&network, &process, port, &key, Instant::now() + READY_WITHIN).await {
         Ok(()) => report(Change::Ready),
         Err(not_ready) => {
             stop::stop(&process, Duration::ZERO).await;
-            return report(Change::NotStarted(why(not_ready, port)));
+            let for_memory = memory_kills(&launcher, &id) > kills;
+            return report(Change::NotStarted(if for_memory { NotStarted::OutOfMemory } else { why(not_ready, &network, port) }));
         }
     }
-    report(Change::Exited(process.exited().await));
+    report(end_of(&launcher, &id, kills, process.exited().await));
 }
 
-fn why(not_ready: NotReady, port: u16) -> NotStarted {
+/// How often the kernel has killed in the tenant's cgroup for its memory limit; 0 where that is not counted.
+fn memory_kills(launcher: &Launcher, id: &TenantId) -> u64 {
+    let figures = launcher.cgroups().and_then(|cgroups| cgroups.memory(id).ok().flatten());
+    figures.map_or(0, |figures| figures.events.oom_kill)
+}
+
+fn end_of(launcher: &Launcher, id: &TenantId, kills_before: u64, exit: Exit) -> Change<Arc<Process>> {
+    // An exit that nobody could see may have been such a kill as well.
+    let killed = matches!(exit, Exit::Signal(libc::SIGKILL) | Exit::Unknown);
+    if killed && memory_kills(launcher, id) > kills_before { Change::OutOfMemory } else { Change::Exited(exit) }
+}
+
+fn why(not_ready: NotReady, network: &Network, port: u16) -> NotStarted {
     match not_ready {
         NotReady::PortTaken { .. } => NotStarted::PortTaken,
         // sq panics when somebody else holds its port (sq-facts): then this is not its fault.
-        NotReady::Exited(_) if matches!(ports::probe_free(port), PortState::Taken { .. }) => NotStarted::PortTaken,
+        NotReady::Exited(_) if matches!(ports::probe_free(network, port), PortState::Taken { .. }) => NotStarted::PortTaken,
         // As of any other exit: "crash-looping: exit 101, next try in 8 s" is what people and scripts know.
         NotReady::Exited(exit) => NotStarted::Failed(exit.to_string()),
         other => NotStarted::Failed(other.to_string()),
@@ -89,15 +99,16 @@ fn why(not_ready: NotReady, port: u16) -> NotStarted {
 }
 
 /// Waits for the end of an instance that an earlier agent started.
-pub async fn watch(id: TenantId, epoch: u64, process: Arc<Process>, reports: Reports) {
-    let exit = process.exited().await;
-    let _ = reports.send(Event::Instance(id, epoch, Change::Exited(exit)));
+pub(super) async fn watch(launcher: Launcher, id: TenantId, epoch: u64, process: Arc<Process>, reports: Reports) {
+    let kills = memory_kills(&launcher, &id);
+    let end = end_of(&launcher, &id, kills, process.exited().await);
+    let _ = reports.send(Event::Instance(id, epoch, end));
 }
 
 /// Waits until nothing is in flight for `slot` (the row says `draining` already), then ends the process.
 ///
 /// The exit itself is reported by the task that waits for it.
-pub async fn drain_and_stop(drain: Drain, activity: Arc<Activity>, reports: Reports) {
+pub(super) async fn drain_and_stop(drain: Drain<Arc<Process>>, activity: Arc<Activity>, reports: Reports) {
     let Drain { id, epoch, process, slot } = drain;
     if !drained(&activity, slot, DRAIN).await {
         tracing::warn!(tenant = %id, epoch, "requests are still in flight after {} s: the instance is stopped all the same", DRAIN.as_secs());
@@ -111,7 +122,7 @@ pub async fn drain_and_stop(drain: Drain, activity: Arc<Activity>, reports: Repo
 async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
-        if activity.slot(slot).is_none_or(|slot| slot.in_flight() == 0) {
+        if activity.in_flight(slot) == 0 {
             return true;
         }
         if Instant::now() >= deadline {
@@ -122,11 +133,11 @@ async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
 }
 
 /// Finds out whether one of `found` is the instance that the record `(epoch, key)` names, and which are not.
-pub async fn look(id: TenantId, epoch: u64, secret: Secret, found: Vec<Found>, reports: Reports) {
-    let _ = reports.send(Event::Looked(id.clone(), look_at(&id, epoch, &secret, found).await));
+pub(super) async fn look(network: Network, id: TenantId, epoch: u64, secret: Secret, found: Vec<Found>, reports: Reports) {
+    let _ = reports.send(Event::Looked(id.clone(), look_at(&network, &id, epoch, &secret, found).await));
 }
 
-async fn look_at(id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) -> Look {
+async fn look_at(network: &Network, id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) -> Look<Arc<Process>> {
     let key = instance_key::derive(secret, id, epoch);
     let mut unproved = Vec::new();
     for found in found {
@@ -135,7 +146,7 @@ async fn look_at(id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) 
             Ok(None) => continue,
             Err(error) => return Look::Failed(format!("pid {}: {error}", found.pid)),
         };
-        if unproved.is_empty() && found.key == key && answers(found.port, &key).await {
+        if unproved.is_empty() && found.key == key && answers(network, found.port, &key).await {
             return Look::Ours { process, epoch, port: found.port };
         }
         unproved.push(process);
@@ -144,12 +155,12 @@ async fn look_at(id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) 
 }
 
 /// Whether what listens on `port` takes `key`. One that is too busy to answer in time is left to the liveness probes.
-async fn answers(port: u16, key: &str) -> bool {
-    matches!(probe::keyed(port, key, PROBE).await, Ok(KeyedAnswer::Mine) | Err(ProbeError::Timeout(_)))
+async fn answers(network: &Network, port: u16, key: &str) -> bool {
+    matches!(probe::keyed(network, port, key, PROBE).await, Ok(KeyedAnswer::Mine) | Err(ProbeError::Timeout(_)))
 }
 
 /// Ends every process of a tenant that nothing proves to be ours, and reports the last exit as that of epoch 0.
-pub async fn stop_unproved(id: TenantId, processes: Vec<Arc<Process>>, reports: Reports) {
+pub(super) async fn stop_unproved(id: TenantId, processes: Vec<Arc<Process>>, reports: Reports) {
     let mut exit = None;
     for process in processes {
         exit = Some(stop::stop(&process, TERM_GRACE).await);
@@ -160,10 +171,10 @@ pub async fn stop_unproved(id: TenantId, processes: Vec<Arc<Process>>, reports: 
 }
 
 /// Scans for the processes of `id`, then looks at them.
-pub async fn scan_and_look(id: TenantId, epoch: u64, secret: Secret, state_dir: PathBuf, reports: Reports) {
+pub(super) async fn scan_and_look(network: Network, id: TenantId, epoch: u64, secret: Secret, state_dir: PathBuf, reports: Reports) {
     let found = tokio::task::spawn_blocking(move || scan::scan(&state_dir)).await;
     let look = match found {
-        Ok(Ok(found)) => look_at(&id, epoch, &secret, found.into_iter().filter(|found| found.id == id).collect()).await,
+        Ok(Ok(found)) => look_at(&network, &id, epoch, &secret, found.into_iter().filter(|found| found.id == id).collect()).await,
         Ok(Err(error)) => Look::Failed(error.to_string()),
         Err(error) => Look::Failed(error.to_string()),
     };
@@ -172,7 +183,12 @@ pub async fn scan_and_look(id: TenantId, epoch: u64, secret: Secret, state_dir: 
 
 /// A look at all that runs beside the `instances` (by process id, with what was last measured and may still hold), blocking;
 /// measures those and rotates the logs on the way.
-pub fn survey(state_dir: PathBuf, user_dirs: Vec<PathBuf>, instances: HashMap<u32, Option<Memory>>, reports: Reports) -> impl FnOnce() {
+pub(super) fn survey(
+    state_dir: PathBuf,
+    user_dirs: Vec<PathBuf>,
+    instances: HashMap<u32, Option<Memory>>,
+    reports: Reports,
+) -> impl FnOnce() {
     move || {
         let logs = user_dirs.into_iter().map(|dir| dir.join("sq.log")).chain(["access.log", "proxy.log"].map(|name| state_dir.join(name)));
         for log in logs {

@@ -1,25 +1,32 @@
-//! The loop: a pure plan from desired and observed, and the shell that carries it out.
+//! The loop: a pure plan from desired and observed, the logic around it, and the shell that does the work.
 //!
-//! Pure: [`plan`], [`guard`], [`backoff`], [`queue`], [`rows`], [`diff`], `health`, `port_book`, `recover`.
-//! Shell: [`agent`] owns the state; `news` takes in what happened, `converge` carries out, `lifecycle` holds the tasks.
+//! Pure functions: [`plan`], [`guard`], [`backoff`], [`queue`], [`rows`], [`diff`], `health`, `port_book`, `recover`.
+//! Logic without I/O: [`core`] owns the state; `news` takes in what happened, `converge` carries out, all by the one trait [`world`].
+//! Shell: [`agent`] drives it by the clock, `host` is the real world, `lifecycle` holds the tasks.
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod backoff;
 pub mod converge;
+pub mod core;
 pub mod diff;
 pub mod event;
 pub mod guard;
 pub mod health;
+pub mod host;
 pub mod intake;
-pub mod lifecycle;
+mod lifecycle;
 pub mod news;
 pub mod plan;
 pub mod port_book;
-pub mod program;
+pub mod programs;
 pub mod queue;
 pub mod recover;
 pub mod report;
+mod rolling;
+pub mod rollout;
 pub mod route_book;
 pub mod rows;
 pub mod setup;
+mod tasks;
+pub mod world;

@@ -1,27 +1,24 @@
 //! Takes in what happened: to instances, to looks, to the host, to the proxy.
 
-use std::sync::Arc;
-
 use super::{
-    agent::{Agent, SURVEY},
+    core::{Core, SURVEY},
     event::{Change, Event, Look, NotStarted, Survey},
     health::{Health, Verdict},
-    lifecycle,
+    world::{Handle, Records, World},
 };
 use crate::{
     desired::TenantId,
-    instance::process::{Exit, Process},
     observed::{Known, Moment, Running, State, StopReason},
-    proxy::{NudgeReason, credentials, supervisor::ProxyEvent},
-    store::{InstanceRecord, unix_now},
+    proxy::{NudgeReason, supervisor::ProxyEvent},
+    store::InstanceRecord,
 };
 
 /// After so many surveys (5 min) each instance's memory has been measured anew, also where its own pages are the same.
 const MEASURED_ANEW: u64 = 15;
 
-impl Agent {
-    pub(super) fn take_in(&mut self, event: Event) {
-        let now = Moment::now();
+impl<W: World> Core<W> {
+    /// News from the world's tasks.
+    pub fn take_in(&mut self, event: Event<W::Process>, now: Moment) {
         match event {
             Event::Instance(id, epoch, change) if self.is_current(&id, epoch, &change) => self.changed(&id, epoch, change, now),
             Event::Instance(..) => {}
@@ -31,12 +28,13 @@ impl Agent {
         }
     }
 
-    fn changed(&mut self, id: &TenantId, epoch: u64, change: Change, now: Moment) {
+    fn changed(&mut self, id: &TenantId, epoch: u64, change: Change<W::Process>, now: Moment) {
         match change {
             Change::Spawned(process) => self.spawned(id, epoch, process),
             Change::Ready => self.ready(id, epoch, now),
             Change::NotStarted(why) => self.not_started(id, epoch, why, now),
-            Change::Exited(exit) => self.exited(id, epoch, exit, now),
+            Change::Exited(exit) => self.exited(id, epoch, exit.to_string(), now),
+            Change::OutOfMemory => self.exited(id, epoch, self.out_of_memory(id), now),
             Change::Immortal => {
                 tracing::error!(tenant = %id, epoch, "killed, and still there: the kernel holds it; looking again");
                 self.processes.remove(id);
@@ -48,18 +46,20 @@ impl Agent {
         }
     }
 
-    fn spawned(&mut self, id: &TenantId, epoch: u64, process: Arc<Process>) {
-        let port = self.observed.known.get(id).and_then(|known| known.port).unwrap_or(0);
+    fn spawned(&mut self, id: &TenantId, epoch: u64, process: W::Process) {
+        let known = self.observed.known.get(id);
+        let port = known.and_then(|known| known.port).unwrap_or(0);
+        let program = known.map(|known| known.launched.clone()).unwrap_or_default();
         let record = InstanceRecord {
             epoch,
             pid: process.pid(),
             start_time: process.start_time(),
             boot_id: self.boot_id.clone(),
             port,
-            program: self.observed.program.clone(),
-            started_at: unix_now(),
+            program,
+            started_at: self.world.unix_now(),
         };
-        if let Err(error) = self.store.record_instance(id, &record) {
+        if let Err(error) = self.world.records().record_instance(id, &record) {
             tracing::error!(tenant = %id, %error, "the instance cannot be noted; a restarted agent finds it in /proc");
         }
         self.processes.insert(id.clone(), process);
@@ -68,9 +68,10 @@ impl Agent {
     fn ready(&mut self, id: &TenantId, epoch: u64, now: Moment) {
         self.queue.done(id);
         let Some(process) = self.processes.get(id) else { return };
-        let running = Running { epoch, pid: process.pid(), program: self.observed.program.clone(), since: now, started_at: unix_now() };
+        let (pid, started_at) = (process.pid(), self.world.unix_now());
         if let Some(known) = self.observed.known.get_mut(id) {
-            tracing::info!(tenant = %id, epoch, pid = running.pid, port = known.port, "instance is ready");
+            let running = Running { epoch, pid, program: known.launched.clone(), since: now, started_at };
+            tracing::info!(tenant = %id, epoch, pid, port = known.port, "instance is ready");
             known.restarts += u64::from(known.started_before);
             known.started_before = true;
             known.state = State::Running(running);
@@ -94,11 +95,12 @@ impl Agent {
                 }
                 self.touch(id);
             }
+            NotStarted::OutOfMemory => self.crashed(id, epoch, self.out_of_memory(id), now),
             NotStarted::Failed(how) => self.crashed(id, epoch, how, now),
         }
     }
 
-    fn exited(&mut self, id: &TenantId, epoch: u64, exit: Exit, now: Moment) {
+    fn exited(&mut self, id: &TenantId, epoch: u64, exit: String, now: Moment) {
         self.processes.remove(id);
         self.memory.remove(id);
         self.health.forget(id);
@@ -106,7 +108,7 @@ impl Agent {
         let Some(known) = self.observed.known.get_mut(id) else { return };
         match known.state {
             State::Stopping { why, .. } => {
-                tracing::info!(tenant = %id, epoch, %exit, why = why.text(), "instance stopped");
+                tracing::info!(tenant = %id, epoch, exit, why = why.text(), "instance stopped");
                 known.state = State::Absent;
                 known.last_exit = Some(format!("{exit} ({})", why.text()));
                 if matches!(why, StopReason::Asked | StopReason::ProgramChanged) {
@@ -115,12 +117,19 @@ impl Agent {
                 self.note_event(Some(id), "stopped", why.text());
                 self.touch(id);
             }
-            _ => self.crashed(id, epoch, exit.to_string(), now),
+            _ => self.crashed(id, epoch, exit, now),
         }
     }
 
+    /// How it ended, with the limit that it met and the way out.
+    fn out_of_memory(&self, id: &TenantId) -> String {
+        let limit = self.observed.known.get(id).and_then(|known| known.spec.limits.memory_max);
+        let limit = limit.map_or_else(|| "the host's".to_owned(), |limit| format!("{} MB", limit >> 20));
+        format!("killed for memory: {limit} limit; raise memory_max or lower body_max")
+    }
+
     fn clear_instance(&mut self, id: &TenantId) {
-        if let Err(error) = self.store.clear_instance(id) {
+        if let Err(error) = self.world.records().clear_instance(id) {
             tracing::error!(tenant = %id, %error, "the end of an instance cannot be noted");
         }
     }
@@ -143,7 +152,7 @@ impl Agent {
         self.touch(id);
     }
 
-    fn looked(&mut self, id: &TenantId, look: Look, now: Moment) {
+    fn looked(&mut self, id: &TenantId, look: Look<W::Process>, now: Moment) {
         let Some(known) = self.observed.known.get_mut(id) else { return };
         match look {
             Look::Gone => known.state = State::Absent,
@@ -153,45 +162,41 @@ impl Agent {
             }
             Look::Ours { process, epoch, port } => {
                 tracing::info!(tenant = %id, epoch, pid = process.pid(), port, "instance adopted");
-                let record = self.records.remove(id).filter(|record| record.epoch == epoch);
+                let record = self.instances.remove(id).filter(|record| record.epoch == epoch);
                 known.port = Some(port);
                 known.started_before = true;
                 known.state = State::Running(Running {
                     epoch,
                     pid: process.pid(),
-                    program: record.as_ref().map_or_else(String::new, |record| record.program.clone()),
+                    program: known.launched.clone(),
                     since: now,
                     started_at: record.map_or(0, |record| record.started_at),
                 });
                 self.ports.give(port, id);
                 self.processes.insert(id.clone(), process.clone());
-                tokio::spawn(lifecycle::watch(id.clone(), epoch, process, self.reports.clone()));
+                self.hold_to_limits(id);
+                self.world.watch(id, epoch, &process);
                 self.stop_if_ending(id, now);
             }
             Look::Unproved(processes) => {
                 tracing::warn!(tenant = %id, count = processes.len(), "nothing proves these processes to be ours: they are stopped before another start");
                 known.state = State::Stopping { epoch: 0, why: StopReason::Unproved };
-                tokio::spawn(lifecycle::stop_unproved(id.clone(), processes, self.reports.clone()));
+                self.world.stop_unproved(id, processes);
             }
         }
         self.touch(id);
     }
 
     /// Looks at everything that really runs, off the loop.
-    pub(super) fn survey(&mut self) {
+    pub(super) fn survey(&mut self, now: Moment) {
         if std::mem::replace(&mut self.surveying, true) {
             return;
         }
         // In turn, one part at each survey is measured anew: what it shares with others may have changed.
-        let part = Moment::now().as_millis() / u64::try_from(SURVEY.as_millis()).unwrap_or(u64::MAX) % MEASURED_ANEW;
+        let part = now.as_millis() / u64::try_from(SURVEY.as_millis()).unwrap_or(u64::MAX) % MEASURED_ANEW;
         let last = |id, pid: u32| self.memory.get(id).copied().filter(|_| u64::from(pid) % MEASURED_ANEW != part);
         let instances = self.processes.iter().map(|(id, process)| (process.pid(), last(id, process.pid()))).collect();
-        tokio::task::spawn_blocking(lifecycle::survey(
-            self.desired.state_dir.clone(),
-            self.desired.tenants.keys().map(|id| self.user_dir(id)).collect(),
-            instances,
-            self.reports.clone(),
-        ));
+        self.world.survey(&self.desired, instances);
     }
 
     fn surveyed(&mut self, survey: Survey) {
@@ -200,9 +205,22 @@ impl Agent {
         let memory = survey.memory.into_iter().filter_map(|(pid, bytes)| Some(((*owner.get(&pid)?).clone(), bytes))).collect();
         let strays: Vec<_> = survey.found.into_iter().filter(|found| !owner.contains_key(&found.pid) && self.is_stray(&found.id)).collect();
         self.memory = memory;
+        if !self.world.limits_memory() {
+            self.note_memory();
+        }
         for found in strays {
-            if let Ok(Some(process)) = Process::adopt(found.pid, found.start_time) {
-                self.end_stray(&found.id, Arc::new(process));
+            self.end_stray(&found);
+        }
+    }
+
+    /// Marks whoever uses more memory than its limit: the loop does what the kernel does not.
+    fn note_memory(&mut self) {
+        for (id, known) in &mut self.observed.known {
+            let used = self.memory.get(id).map(|memory| memory.bytes);
+            known.over_memory = used.zip(known.spec.limits.memory_max).and_then(|(used, limit)| (used > limit).then_some(used));
+            if let Some(used) = known.over_memory {
+                tracing::warn!(tenant = %id, used, limit = known.spec.limits.memory_max, "over its memory limit: it is to be restarted");
+                self.touched.insert(id.clone());
             }
         }
     }
@@ -213,9 +231,8 @@ impl Agent {
     }
 
     /// Takes in what was answered since the last turn of the wheel, and asks whoever is due and was not seen to answer by the proxy.
-    pub(super) fn probe(&mut self) {
-        let now = Moment::now();
-        for ((id, epoch), answered) in self.pulse.collect(now) {
+    pub(super) fn probe(&mut self, now: Moment) {
+        for ((id, epoch), answered) in self.world.answers(now) {
             self.probed(&id, epoch, answered);
         }
         if self.stopping {
@@ -228,19 +245,20 @@ impl Agent {
         for id in self.health.step(all) {
             let Some(known) = self.observed.known.get(&id) else { continue };
             let State::Running(running) = &known.state else { continue };
-            let seen =
-                self.activity.slot(known.slot).is_some_and(|slot| slot.snapshot().last_answer.is_some_and(|at| u64::from(at) >= since));
+            let seen = self.world.last_answer(known.slot).is_some_and(|at| u64::from(at) >= since);
             // An unhealthy one is asked itself: what the proxy saw may be the answer before it hung.
             if let Some(port) = known.port.filter(|_| !seen || known.unhealthy) {
-                self.pulse.ask((id, running.epoch), port, now);
+                self.world.ask(&id, running.epoch, port, now);
             }
         }
     }
 
-    pub(super) fn hear_proxy(&mut self, event: ProxyEvent) {
+    /// News from the proxy.
+    pub fn hear_proxy(&mut self, event: ProxyEvent, now: Moment) {
         match event {
             ProxyEvent::Up { pid, .. } => {
                 tracing::info!(pid, "proxy is up");
+                self.world.place_proxy(pid);
                 self.proxy.pid = Some(pid);
                 self.proxy.detail = None;
             }
@@ -250,23 +268,30 @@ impl Agent {
                 self.proxy.pid = None;
                 self.proxy.detail = Some(format!("down: {exit}"));
             }
+            ProxyEvent::Retired { pid, cut } => {
+                tracing::info!(pid, cut, "a replaced proxy is gone");
+                if cut != Some(0) {
+                    let cut = cut.map_or("an unknown number of".to_owned(), |cut| cut.to_string());
+                    self.note_event(None, "proxy_cut", &format!("the replaced proxy (pid {pid}) cut {cut} requests"));
+                }
+            }
             ProxyEvent::Refused { why } => {
                 tracing::error!(why, "the proxy refuses the new settings; the old ones stay in force");
                 self.note_event(None, "settings_refused", &why);
                 self.proxy.detail = Some(format!("refused the new settings: {why}"));
             }
-            ProxyEvent::Nudge { id, reason } => self.nudged(&id, reason),
+            ProxyEvent::Nudge { id, reason } => self.nudged(&id, reason, now),
         }
     }
 
     /// A user waits for this tenant's instance, or met something else in its place.
-    fn nudged(&mut self, id: &TenantId, reason: NudgeReason) {
+    fn nudged(&mut self, id: &TenantId, reason: NudgeReason, now: Moment) {
         let Some(known) = self.observed.known.get_mut(id) else { return };
         match (&known.state, reason) {
             // Its process lives, or its exit would be known: ask it at once instead of at its turn.
             (State::Running(running), NudgeReason::Refused) => {
                 if let Some(port) = known.port {
-                    self.pulse.ask((id.clone(), running.epoch), port, Moment::now());
+                    self.world.ask(id, running.epoch, port, now);
                 }
             }
             (State::Running(running), NudgeReason::WrongInstance) => {
@@ -284,14 +309,9 @@ impl Agent {
 
     /// Reads keys and certificates anew and hands them to the proxy; what cannot be read leaves the old ones in force.
     pub(super) fn renew_settings(&mut self) {
-        match credentials::settings(&self.desired) {
-            Ok(settings) => {
-                self.settings.send_replace(Arc::new(settings));
-            }
-            Err(error) => {
-                tracing::error!(%error, "keys or certificates cannot be read; the old ones stay in force");
-                self.note_event(None, "settings_refused", &error.to_string());
-            }
+        if let Err(error) = self.world.renew_settings(&self.desired) {
+            tracing::error!(error, "keys or certificates cannot be read; the old ones stay in force");
+            self.note_event(None, "settings_refused", &error);
         }
     }
 }

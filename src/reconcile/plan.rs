@@ -56,7 +56,7 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Moment) -> Vec<Action> 
     }
     for (id, known) in &observed.known {
         let leaving = known.leaving || let_through.binary_search(id).is_ok();
-        plan_known(id, desired.tenants.get(id), known, leaving, &observed.program, now, &mut budget, &mut actions);
+        plan_known(id, desired.tenants.get(id), known, leaving, now, &mut budget, &mut actions);
     }
     for (id, tenant) in desired.tenants.iter().filter(|(id, _)| !observed.known.contains_key(*id)) {
         actions.push(Action::Apply(id.clone()));
@@ -72,7 +72,7 @@ pub fn plan_tenant(desired: &Desired, observed: &Observed, id: &TenantId, now: M
     let mut actions = Vec::new();
     if let Some(known) = observed.known.get(id) {
         let mut budget = Budget::new(observed, now);
-        plan_known(id, desired.tenants.get(id), known, known.leaving, &observed.program, now, &mut budget, &mut actions);
+        plan_known(id, desired.tenants.get(id), known, known.leaving, now, &mut budget, &mut actions);
     }
     actions
 }
@@ -87,8 +87,9 @@ impl Budget {
     fn new(observed: &Observed, now: Moment) -> Self {
         let allowed = (observed.known.len() * PROBE_RESTARTS_PERCENT / 100).max(1);
         let recent = observed.probe_restarts.iter().filter(|&&at| now.since(at) < PROBE_RESTARTS_PERIOD).count();
-        let moving =
-            |known: &&Known| matches!(known.state, State::Stopping { why: StopReason::ProgramChanged, .. } | State::Starting { .. });
+        let moving = |known: &&Known| {
+            matches!(known.state, State::Stopping { why, .. } if why.is_rolling()) || matches!(known.state, State::Starting { .. })
+        };
         Self {
             probe_restarts: allowed.saturating_sub(recent),
             rolling: ROLLING.saturating_sub(observed.known.values().filter(moving).count()),
@@ -102,13 +103,11 @@ impl Budget {
     }
 }
 
-#[allow(clippy::too_many_arguments)] // one tenant's whole view; a struct for it would be named after nothing
 fn plan_known(
     id: &TenantId,
     want: Option<&Tenant>,
     known: &Known,
     leaving: bool,
-    program: &str,
     now: Moment,
     budget: &mut Budget,
     actions: &mut Vec<Action>,
@@ -129,7 +128,7 @@ fn plan_known(
         }
         State::Running(running) => {
             let suspended = want.unwrap_or(&known.spec).suspended;
-            actions.extend(why_stop(leaving, suspended, known, running, program, budget).map(|why| Action::Stop(id.clone(), why)));
+            actions.extend(why_stop(leaving, suspended, known, running, budget).map(|why| Action::Stop(id.clone(), why)));
         }
     }
 }
@@ -139,7 +138,7 @@ fn may_start(want: Option<&Tenant>, known: &Known, now: Moment) -> bool {
     want.is_some_and(|want| *want != known.spec) || known.back_off.not_before.is_none_or(|at| now >= at)
 }
 
-fn why_stop(leaving: bool, suspended: bool, known: &Known, running: &Running, program: &str, budget: &mut Budget) -> Option<StopReason> {
+fn why_stop(leaving: bool, suspended: bool, known: &Known, running: &Running, budget: &mut Budget) -> Option<StopReason> {
     if leaving {
         Some(StopReason::Removed)
     } else if suspended {
@@ -148,7 +147,11 @@ fn why_stop(leaving: bool, suspended: bool, known: &Known, running: &Running, pr
         Some(StopReason::Asked)
     } else if known.unhealthy && Budget::take(&mut budget.probe_restarts) {
         Some(StopReason::FailedProbes)
-    } else if running.program != program && !program.is_empty() && Budget::take(&mut budget.rolling) {
+    } else if known.over_memory.is_some() && Budget::take(&mut budget.rolling) {
+        Some(StopReason::OverMemory)
+    } else if known.limits_pending && Budget::take(&mut budget.rolling) {
+        Some(StopReason::LimitsChanged)
+    } else if running.program != known.program && !known.program.is_empty() && Budget::take(&mut budget.rolling) {
         Some(StopReason::ProgramChanged)
     } else {
         None

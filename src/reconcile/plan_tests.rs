@@ -1,5 +1,5 @@
 use super::*;
-use crate::desired::{Alerts, Limits, PortRange, Proxy, SqSource, TenantId};
+use crate::desired::{Alerts, IsolationMode, Limits, PortRange, Proxy, SqSource, TenantId};
 
 const PROGRAM: &str = "sq 0.6.0";
 const NOW: Moment = Moment::from_millis(1_000_000);
@@ -18,6 +18,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         state_dir: "state".into(),
         name: "test".into(),
         ports: PortRange { first: 10_001, last: 19_999 },
+        isolation: IsolationMode::Auto,
         sq: SqSource::Version("0.6.0".into()),
         proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
         admin: None,
@@ -30,11 +31,16 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
 
 fn running(n: usize) -> Known {
     let running = Running { epoch: 1, pid: 100, program: PROGRAM.into(), since: NOW, started_at: 0 };
-    Known { state: State::Running(running), port: Some(10_001), ..Known::new(u32::try_from(n).unwrap(), tenant(n)) }
+    Known {
+        program: PROGRAM.into(),
+        state: State::Running(running),
+        port: Some(10_001),
+        ..Known::new(u32::try_from(n).unwrap(), tenant(n))
+    }
 }
 
 fn observed(ids: impl IntoIterator<Item = usize>) -> Observed {
-    Observed { known: ids.into_iter().map(|n| (id(n), running(n))).collect(), program: PROGRAM.into(), ..Observed::default() }
+    Observed { known: ids.into_iter().map(|n| (id(n), running(n))).collect(), ..Observed::default() }
 }
 
 fn with(mut observed: Observed, n: usize, change: impl FnOnce(&mut Known)) -> Observed {
@@ -164,7 +170,8 @@ fn at_most_five_percent_a_minute_are_restarted_for_failed_probes() {
 
 #[test]
 fn another_program_restarts_a_few_at_a_time() {
-    let state = Observed { program: "sq 0.7.0".into(), ..observed(0..100) };
+    let mut state = observed(0..100);
+    state.known.values_mut().for_each(|known| known.program = "sq 0.7.0".into());
     let actions = plan(&desired(0..100), &state, NOW);
     assert_eq!(actions.len(), ROLLING);
     assert_eq!(actions[0], Action::Stop(id(0), StopReason::ProgramChanged));

@@ -35,7 +35,10 @@ pub fn recover(records: Vec<TenantRecord>, found: Vec<Found>) -> Recovered {
         let (Some(slot), Some(spec)) = (record.slot, record.spec.as_deref().and_then(|spec| serde_json::from_str(spec).ok())) else {
             continue;
         };
-        let mut known = Known { epoch: record.epoch, port: record.port, ..Known::new(slot, spec) };
+        let program = record.program.unwrap_or_default();
+        let latest =
+            Known { program: program.clone(), launched: program, epoch: record.epoch, port: record.port, ..Known::new(slot, spec) };
+        let mut known = latest;
         if let Some(running) = processes.remove(&record.id) {
             known.state = State::Unknown;
             recovered.found.insert(record.id.clone(), running);

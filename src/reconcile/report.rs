@@ -2,7 +2,11 @@
 
 use http::StatusCode;
 
-use super::{agent::Agent, intake, rows};
+use super::{
+    core::Core,
+    intake, rows,
+    world::{Handle, World},
+};
 use crate::{
     admin::{
         server::{Answer, Question},
@@ -13,11 +17,11 @@ use crate::{
     route::RouteState,
 };
 
-impl Agent {
+impl<W: World> Core<W> {
     /// Answers a command.
-    pub(super) fn answer(&mut self, question: Question) -> Answer {
+    pub fn answer(&mut self, question: Question, now: Moment) -> Answer {
         match question {
-            Question::Status => json(&self.status(Moment::now())),
+            Question::Status => json(&self.status(now)),
             Question::Observed => json(&self.observed),
             Question::Confirm(hash) => self.confirm(&hash),
             Question::Restart(id) => self.restart(&id),
@@ -38,6 +42,10 @@ impl Agent {
                 StatusCode::CONFLICT,
                 format!("the held plan is {}, not {hash}: look at it with `sq-agent plan`, then confirm that hash", held.hash),
             )),
+            None if self.programs.given_up().is_some_and(|given_up| given_up.hash() == hash) => {
+                self.try_program_again();
+                json(&serde_json::json!({ "detail": format!("{} is rolled out once more", self.desired.sq.identity()) }))
+            }
             None => Err((StatusCode::CONFLICT, format!("nothing is held, so there is no plan {hash} to confirm"))),
         }
     }
@@ -65,13 +73,16 @@ impl Agent {
                 version: env!("CARGO_PKG_VERSION").into(),
                 uptime_seconds: now.since(self.started).as_secs(),
                 desired_hash: self.desired.hash.clone(),
-                generation: self.routes.generation(),
+                generation: self.world.generation(),
                 config_stale_seconds: stale.map_or(0, |(seconds, _)| seconds),
                 config_error: stale.map(|(_, text)| text.to_owned()),
+                isolation: self.world.isolation(),
+                memory_enforced: if self.world.limits_memory() { "kernel" } else { "polled" }.to_owned(),
                 pending_restart: intake::pending_restart(&self.started_with, &self.desired),
             },
             proxy: self.proxy.clone(),
             held: self.held.clone(),
+            rollout: self.rollout_status(now),
             tenants: self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect(),
         }
     }
@@ -82,13 +93,13 @@ impl Agent {
             _ => None,
         };
         let held = self.held.as_ref().is_some_and(|held| held.removals.binary_search(id).is_ok());
-        let waits_for_program = self.program.is_none();
+        let waits_for_program = self.programs.get(&known.program).is_none();
         TenantStatus {
             id: id.to_string(),
             tier: known.spec.tier.clone(),
             state: state_word(rows::route_state(known, now)).into(),
             port: known.port,
-            pid: self.processes.get(id).map(|process| process.pid()),
+            pid: self.processes.get(id).map(Handle::pid),
             epoch: known.epoch,
             restarts: known.restarts,
             last_exit: known.last_exit.clone(),
@@ -96,8 +107,8 @@ impl Agent {
                 humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(running.started_at)).to_string()
             }),
             memory_bytes: self.memory.get(id).map(|memory| memory.bytes),
-            requests: self.activity.slot(known.slot).map_or(0, |slot| slot.snapshot().requests),
-            detail: detail(known, held, waits_for_program, &self.user_dir(id).join("sq.log").display().to_string(), now),
+            requests: self.world.requests(known.slot),
+            detail: detail(known, held, waits_for_program, &self.desired.user_dir(id).join("sq.log").display().to_string(), now),
         }
     }
 }

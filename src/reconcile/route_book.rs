@@ -5,31 +5,26 @@ use std::collections::{BTreeSet, HashMap};
 use super::rows;
 use crate::{
     desired::TenantId,
-    observed::{Moment, Observed, monotonic},
-    route::{Row, TableWriter},
+    observed::{Moment, Observed},
+    route::Row,
 };
 
-/// Rows and the table they go to.
+/// Rows, and whose may have changed.
+#[derive(Debug, Default)]
 pub struct RouteBook {
-    table: TableWriter,
     rows: Vec<Row>,
     index: HashMap<TenantId, usize>,
     dirty: BTreeSet<TenantId>,
 }
 
 impl RouteBook {
-    /// A book without rows; the table keeps what it holds until the first [`Self::publish`] with a change.
-    pub fn new(table: TableWriter) -> Self {
-        Self { table, rows: Vec::new(), index: HashMap::new(), dirty: BTreeSet::new() }
-    }
-
     /// The row of `id` may have changed.
     pub fn touch(&mut self, id: &TenantId) {
         self.dirty.insert(id.clone());
     }
 
-    /// Publishes what changed; nothing where nothing did.
-    pub fn publish(&mut self, observed: &Observed, now: Moment) {
+    /// All rows as they are now, where one differs from the last call.
+    pub fn changed(&mut self, observed: &Observed, now: Moment) -> Option<&[Row]> {
         let mut changed = false;
         for id in std::mem::take(&mut self.dirty) {
             changed |= match observed.known.get(&id) {
@@ -37,9 +32,7 @@ impl RouteBook {
                 None => self.remove(&id),
             };
         }
-        if changed && let Err(error) = self.table.publish(&self.rows) {
-            tracing::error!(%error, "the route table cannot be written");
-        }
+        changed.then_some(&self.rows)
     }
 
     fn put(&mut self, id: &TenantId, row: Row) -> bool {
@@ -64,15 +57,5 @@ impl RouteBook {
             self.index.insert(moved, at);
         }
         true
-    }
-
-    /// Shows readers that the agent lives.
-    pub fn heartbeat(&self) {
-        self.table.heartbeat(u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX));
-    }
-
-    /// See [`TableWriter::generation`].
-    pub fn generation(&self) -> u64 {
-        self.table.generation()
     }
 }

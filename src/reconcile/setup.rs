@@ -1,28 +1,22 @@
 //! Puts the loop together: store, shared pages, what runs already.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    agent::Agent,
-    event::Event,
-    health::Health,
-    intake::Intake,
-    port_book::PortBook,
-    queue::StartQueue,
-    recover::{self, Recovered},
-    route_book::RouteBook,
+    agent::{Agent, HostEvent},
+    core::{Core, Start},
+    host::{Host, HostParts},
 };
 use crate::{
-    admin::status::ProxyStatus,
     desired::{Desired, Rejected},
-    instance::{Process, binary::SqBinary, boot_id, pulse::Pulse, scan},
-    observed::{Moment, Observed},
+    instance::{binary::SqBinary, boot_id, launcher::Launcher},
+    observed::Moment,
     proxy::settings::Settings,
     route::{Activity, TableError, TableWriter},
     secret::Secret,
-    store::{Store, StoreError, unix_now},
+    store::{Store, StoreError},
 };
 
 /// Why the loop cannot begin.
@@ -59,71 +53,24 @@ pub struct Parts {
     pub program: Option<SqBinary>,
     /// Where the proxy's settings go.
     pub settings: watch::Sender<Arc<Settings>>,
+    /// Starts instances.
+    pub launcher: Launcher,
 }
 
 impl Agent {
     /// Takes in what an earlier agent left behind. Returns the loop and the channel on which its tasks report.
-    pub fn new(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<Event>), SetupError> {
-        let (reports, events) = mpsc::unbounded_channel();
-        let now = Moment::now();
-        let found = scan::scan(&parts.desired.state_dir).map_err(SetupError::Proc)?;
-        let Recovered { known, found, instances, strays } = recover::recover(parts.store.load()?, found);
-        let mut ports = PortBook::new(parts.desired.ports);
-        for (port, until) in parts.store.quarantined(unix_now())? {
-            ports.rest_until(port, now + std::time::Duration::from_secs(until.saturating_sub(unix_now())));
-        }
-        let mut routes = RouteBook::new(parts.table);
-        for (id, known) in &known {
-            known.port.iter().for_each(|&port| ports.give(port, id));
-            routes.touch(id);
-        }
+    pub fn new(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<HostEvent>), SetupError> {
+        let Parts { file, desired, rejected, store, table, activity, instance_secret, program, settings, launcher } = parts;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut agent = Self {
-            intake: Intake::new(&parts.file, parts.rejected.as_ref(), now),
-            started_with: parts.desired.clone(),
-            started: now,
-            observed: Observed { known, program: parts.desired.sq.identity(), ..Observed::default() },
-            desired: parts.desired,
-            processes: Default::default(),
-            memory: Default::default(),
-            found,
-            records: instances,
+        let start = Start {
+            desired: desired.clone(),
+            refused: rejected.map(|rejected| rejected.to_string()),
+            program,
             boot_id: boot_id().map_err(SetupError::Proc)?,
-            held: None,
-            store: parts.store,
-            routes,
-            ports,
-            queue: StartQueue::new(2 * cores),
-            health: Health::new(),
-            pulse: Pulse::new(Health::LIMIT),
-            activity: parts.activity,
-            instance_secret: parts.instance_secret,
-            program: parts.program,
-            proxy: ProxyStatus::default(),
-            settings: parts.settings,
-            reports,
-            touched: Default::default(),
-            draining: Vec::new(),
-            replan: true,
-            surveying: false,
-            settled: false,
-            stopping: false,
+            starts: 2 * cores,
         };
-        for stray in strays {
-            if let Ok(Some(process)) = Process::adopt(stray.pid, stray.start_time) {
-                agent.end_stray(&stray.id, Arc::new(process));
-            }
-        }
-        Ok((agent, events))
-    }
-
-    /// The proxy's addresses as they came to be, for status: port 0 is some port by now.
-    pub fn listens_on(&mut self, addresses: &[SocketAddr]) {
-        self.proxy.listen = addresses.iter().map(ToString::to_string).collect();
-    }
-
-    /// Whether something that an earlier agent started may still run.
-    pub fn found_instances(&self) -> bool {
-        !self.found.is_empty()
+        let state_dir = desired.state_dir.clone();
+        let (host, events) = Host::new(HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher });
+        Ok((Self { core: Core::new(host, start, Moment::now())?, settled: watch::Sender::new(false) }, events))
     }
 }

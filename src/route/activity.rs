@@ -3,36 +3,54 @@
 //! It outlives them all, so rate limits and counts survive a restart of either and hold across two proxies side by side. (A reboot
 //! empties the tmpfs, and with it goes the clock that the page's times are of.)
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::TableError;
-use super::atomics::Ordering;
+use super::atomics::{AtomicU64, Ordering};
 use super::layout::{HEADER_WORDS, LINE, PLACES, RETIRED};
 use super::page::{self, Kind, Page};
-use super::slot::SlotActivity;
+use super::slot::{IN_FLIGHT, SlotActivity};
 
 /// Slots in the page: as many as the route table has places.
 pub const SLOTS: usize = PLACES;
 
-const ACTIVITY: Kind = Kind { magic: *b"sqactive", version: 1, words: HEADER_WORDS + SLOTS * LINE, capacity: SLOTS, mode: 0o600 };
+/// Version 1 had no claim to write.
+const ACTIVITY: Kind = Kind { magic: *b"sqactive", version: 2, words: HEADER_WORDS + SLOTS * LINE, capacity: SLOTS, mode: 0o600 };
 
 /// The mapped page.
 pub struct Activity {
     page: Page,
     file: File,
+    /// The page of another version that a proxy of that version still has, and its file.
+    older: Mutex<Option<(Page, PathBuf)>>,
 }
 
 impl Activity {
-    /// Opens the page at `path`, made (mode 0600) where there is none; one of another layout is replaced by rename and marked as
-    /// retired.
+    /// Opens the page at `path`, made (mode 0600) where there is none.
+    ///
+    /// One of another version is set aside as `<path>.older` until [`forget_older`](Self::forget_older): rates and counts are taken over from
+    /// it, and what is in flight there counts. One of another shape is replaced by rename and marked as retired.
     ///
     /// # Errors
     /// The file cannot be made, or the tmpfs has no 2 MiB left.
     pub fn open(path: &Path) -> Result<Self, TableError> {
-        let (file, _) = page::open(path, &ACTIVITY, |_| {})?;
-        Ok(Self { page: Page::writable(&file, &ACTIVITY)?, file })
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(".older");
+        let aside = PathBuf::from(aside);
+        page::set_aside(path, &aside, &ACTIVITY)?;
+        let older = page::set_aside_before(&aside, &ACTIVITY)?;
+        let (file, _) = page::open(path, &ACTIVITY, |words| {
+            if let Some(older) = &older {
+                succeed(words, older.words());
+            }
+        })?;
+        if let Some(older) = &older {
+            older.words()[RETIRED].store(1, Ordering::Relaxed);
+        }
+        Ok(Self { page: Page::writable(&file, &ACTIVITY)?, file, older: Mutex::new(older.map(|page| (page, aside))) })
     }
 
     /// Maps the page that [`share`](Self::share) gave.
@@ -40,7 +58,7 @@ impl Activity {
     /// # Errors
     /// The descriptor holds no activity page of this version.
     pub fn map(fd: OwnedFd) -> Result<Self, TableError> {
-        Ok(Self { page: Page::writable(fd.as_fd(), &ACTIVITY)?, file: fd.into() })
+        Ok(Self { page: Page::writable(fd.as_fd(), &ACTIVITY)?, file: fd.into(), older: Mutex::new(None) })
     }
 
     /// A descriptor for the proxy, for reading and writing.
@@ -61,18 +79,43 @@ impl Activity {
         self.page.slots()
     }
 
+    /// The tenant's requests in flight through every proxy there is, also through one that has a page of another version. For the agent;
+    /// see [`SlotActivity::in_flight`].
+    pub fn in_flight(&self, slot: u32) -> u32 {
+        let of = |page: &Page| page.slots().get(slot as usize).map_or(0, SlotActivity::in_flight);
+        let older = self.older.lock().unwrap_or_else(PoisonError::into_inner);
+        of(&self.page).saturating_add(older.as_ref().map_or(0, |(page, _)| of(page)))
+    }
+
+    /// No proxy has the page of another version any more: its requests are over.
+    pub fn forget_older(&self) {
+        if let Some((_, file)) = self.older.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // One that stays is found again at the next start, and forgotten then.
+            let _ = fs::remove_file(file);
+        }
+    }
+
     /// Another file has taken this one's name: ask the agent for the new page.
     pub fn is_retired(&self) -> bool {
         self.page.words()[RETIRED].load(Ordering::Relaxed) != 0
     }
 }
 
+/// Takes over all that an older page says, but not what is in flight there.
+fn succeed(words: &[AtomicU64], older: &[AtomicU64]) {
+    for (at, (word, old)) in words.iter().zip(older).enumerate().skip(HEADER_WORDS) {
+        if at % LINE != IN_FLIGHT {
+            word.store(old.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::MetadataExt;
 
-    use super::super::Side;
+    use super::super::layout::VERSION;
+    use super::super::{Admission, Side};
     use super::*;
 
     #[test]
@@ -115,6 +158,32 @@ mod tests {
         let new = Activity::open(&path).unwrap();
         assert!(old.is_retired() && !new.is_retired());
         assert_eq!((old.slot(0).unwrap().snapshot().errors, new.slot(0).unwrap().snapshot().errors), (1, 0));
+    }
+
+    #[test]
+    fn a_page_of_another_version_counts_until_its_proxy_is_gone_and_leaves_its_rates_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("activity");
+        let of_old_proxy = Activity::open(&path).unwrap();
+        of_old_proxy.page.words()[VERSION].store(1, Ordering::Relaxed);
+        let old = of_old_proxy.slot(7).unwrap();
+        assert!(matches!(old.admit(9, 600, 0), Admission::Admitted { .. }));
+        old.enter(Side::A);
+        let agent = Activity::open(&path).unwrap();
+        let new = agent.slot(7).unwrap();
+        assert!(matches!(new.admit(9, 600, 0), Admission::Refused { .. }), "the rate goes on");
+        new.enter(Side::B);
+        assert_eq!((new.in_flight(), agent.in_flight(7)), (1, 2));
+        drop(agent);
+        let next = Activity::open(&path).unwrap();
+        assert_eq!(next.in_flight(7), 2, "also for an agent that starts in the middle");
+        assert!(of_old_proxy.is_retired() && !next.is_retired());
+        old.leave(Side::A);
+        assert_eq!(next.in_flight(7), 1);
+        old.enter(Side::A);
+        next.forget_older();
+        assert_eq!(next.in_flight(7), 1, "whom nobody can finish is not waited for");
+        assert_eq!(Activity::open(&path).unwrap().in_flight(7), 1);
     }
 
     #[test]

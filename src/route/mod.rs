@@ -5,10 +5,11 @@
 //! - `page`: a mapped file as words, the only `unsafe`; `layout`: which word is what.
 //! - `protocol`: how one writer and many readers share two buffers without a lock.
 //! - `image`: the writer's private image, pure; [`TableWriter`] and [`TableReader`]: the two ends.
-//! - [`gcra`]: the rate limit, pure; [`SlotActivity`] and [`Activity`]: one tenant's line, and all of them.
+//! - [`gcra`]: the rate limit, pure; `flight`: who is under way and who writes; [`SlotActivity`] and [`Activity`]: one tenant's line, and all of them.
 
 mod activity;
 mod error;
+mod flight;
 pub mod gcra;
 mod image;
 mod layout;
@@ -22,9 +23,10 @@ mod writer;
 
 pub use activity::{Activity, SLOTS};
 pub use error::{Busy, TableError};
+pub use flight::Side;
 pub use gcra::Admission;
 pub use reader::{TableReader, TenantIdText};
-pub use slot::{Side, SlotActivity, SlotSnapshot};
+pub use slot::{SlotActivity, SlotSnapshot};
 pub use writer::TableWriter;
 
 /// The atomics of this room, in one place so that the protocol can be compiled with loom's instead.

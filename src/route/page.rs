@@ -127,6 +127,31 @@ pub(super) fn open(path: &Path, kind: &Kind, fill: impl FnOnce(&[AtomicU64])) ->
     }
 }
 
+/// Gives a page at `path` that is of this kind and shape, but of another version, the name `aside`: who has it mapped goes on with it.
+pub(super) fn set_aside(path: &Path, aside: &Path, kind: &Kind) -> Result<(), TableError> {
+    if other_version(path, kind)?.is_some() { fs::rename(path, aside).map_err(TableError::file("set aside", path)) } else { Ok(()) }
+}
+
+/// The page that was set aside as `aside`, if there is one.
+pub(super) fn set_aside_before(aside: &Path, kind: &Kind) -> Result<Option<Page>, TableError> {
+    other_version(aside, kind)
+}
+
+/// Maps the page at `path` if it is ours and of this kind and shape, but of another version.
+fn other_version(path: &Path, kind: &Kind) -> Result<Option<Page>, TableError> {
+    let Ok(file) = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path) else {
+        return Ok(None);
+    };
+    if !is_ours(&file, path)? || checked_length(&file, kind).is_err() {
+        return Ok(None);
+    }
+    let mapping = MmapOptions::new().len(kind.bytes()).map_raw(&file).map_err(TableError::file("map", path))?;
+    let page = Page { mapping, words: kind.words };
+    let differs = |(at, expected, _): (usize, u64, _)| (page.words()[at].load(Ordering::Relaxed) != expected) == (at == VERSION);
+    let other = kind.identity().into_iter().all(differs);
+    Ok(other.then_some(page))
+}
+
 fn create(path: &Path, kind: &Kind, fill: impl FnOnce(&[AtomicU64])) -> Result<File, TableError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");

@@ -1,53 +1,16 @@
 //! What the proxy counts for one tenant: one cache line of atomics, written by every proxy thread and read by the agent.
 //!
 //! Each word stands for itself (no reader needs two of them to agree), so every access is relaxed. The requests in flight are
-//! held against the route table besides, which takes fences: see [`SlotActivity::enter`].
+//! held against the route table besides, which takes fences, and carry the claim to write: see [`SlotActivity::enter`] and `flight`.
 
-use super::atomics::{
-    AtomicU64,
-    Ordering::{Relaxed, SeqCst},
-    fence,
-};
+use super::atomics::{AtomicU64, Ordering::Relaxed};
+use super::flight::{self, Side};
 use super::gcra::{self, Admission};
 
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
 /// The low half of a word.
 const LOW: u64 = 0xffff_ffff;
-
-/// Which of the two proxies that may stand side by side during an upgrade. Each counts its own requests in flight, so that those of one
-/// that died can be taken away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Side {
-    /// The first.
-    A = 0,
-    /// The second.
-    B = 1,
-}
-
-impl Side {
-    /// From the number that the agent tells a proxy.
-    pub fn from_number(number: u8) -> Option<Self> {
-        match number {
-            0 => Some(Self::A),
-            1 => Some(Self::B),
-            _ => None,
-        }
-    }
-
-    /// The next proxy's side.
-    pub fn other(self) -> Self {
-        match self {
-            Self::A => Self::B,
-            Self::B => Self::A,
-        }
-    }
-
-    fn shift(self) -> u32 {
-        32 * self as u32
-    }
-}
 
 /// One tenant's slot.
 #[derive(Debug)]
@@ -58,8 +21,9 @@ pub struct SlotActivity {
 
 /// Word 0: GCRA theoretical arrival time, CLOCK_MONOTONIC, nanoseconds.
 const ARRIVAL: usize = 0;
-/// Word 1: requests in flight, side B | side A.
-const IN_FLIGHT: usize = 1;
+/// Word 1: requests in flight and who writes, side B | side A; see `flight`. Its place never moves: the agent looks at it in the page of an
+/// older version too.
+pub(super) const IN_FLIGHT: usize = 1;
 /// Word 2: last request | last answer, each seconds of CLOCK_MONOTONIC + 1; 0 is never.
 const LAST: usize = 2;
 /// Word 3: requests.
@@ -123,26 +87,35 @@ impl SlotActivity {
     /// before it looks at [`Self::in_flight`], sees this request, or this request sees `draining`. The fences here and there
     /// rule out that both miss each other.
     pub fn enter(&self, side: Side) -> u32 {
-        let step = |word| with_half(word, side, half(word, side).saturating_add(1));
-        let before = self.update(IN_FLIGHT, step);
-        fence(SeqCst);
-        in_flight(step(before))
+        flight::enter(&self.words[IN_FLIGHT], side)
+    }
+
+    /// A request that writes begins, if the other proxy is not writing; else nothing changes. All that [`Self::enter`] says holds here too.
+    ///
+    /// A proxy lets its own writes to a tenant begin one at a time; this makes it so for two proxies side by side.
+    #[must_use]
+    pub fn enter_writing(&self, side: Side) -> bool {
+        flight::enter_writing(&self.words[IN_FLIGHT], side)
     }
 
     /// A request has ended. One too many does nothing.
     pub fn leave(&self, side: Side) {
-        self.update(IN_FLIGHT, |word| with_half(word, side, half(word, side).saturating_sub(1)));
+        flight::leave(&self.words[IN_FLIGHT], side);
+    }
+
+    /// A request that wrote has ended.
+    pub fn leave_writing(&self, side: Side) {
+        flight::leave_writing(&self.words[IN_FLIGHT], side);
     }
 
     /// Requests in flight through both proxies; see [`Self::enter`].
     pub fn in_flight(&self) -> u32 {
-        fence(SeqCst);
-        in_flight(self.words[IN_FLIGHT].load(Relaxed))
+        flight::in_flight(&self.words[IN_FLIGHT])
     }
 
-    /// A proxy died: none of its requests is in flight any more.
+    /// A proxy died: none of its requests is in flight any more, and it writes no more.
     pub fn clear_side(&self, side: Side) {
-        self.words[IN_FLIGHT].fetch_and(!(LOW << side.shift()), Relaxed);
+        flight::clear_side(&self.words[IN_FLIGHT], side);
     }
 
     /// Counts a request. `now_ns`: CLOCK_MONOTONIC; `day`: days since 1970, UTC. Returns the requests of that day.
@@ -179,7 +152,7 @@ impl SlotActivity {
         let [arrival_ns, flights, last, requests, errors, bytes_in, bytes_out, today] = words;
         SlotSnapshot {
             arrival_ns,
-            in_flight: in_flight(flights),
+            in_flight: flight::total(flights),
             last_request: ((last >> 32) as u32).checked_sub(1),
             last_answer: (last as u32).checked_sub(1),
             requests,
@@ -207,18 +180,6 @@ impl SlotActivity {
             }
         }
     }
-}
-
-fn half(word: u64, side: Side) -> u32 {
-    (word >> side.shift()) as u32
-}
-
-fn with_half(word: u64, side: Side, value: u32) -> u64 {
-    word & !(LOW << side.shift()) | u64::from(value) << side.shift()
-}
-
-fn in_flight(word: u64) -> u32 {
-    half(word, Side::A).saturating_add(half(word, Side::B))
 }
 
 /// Seconds + 1, so that 0 is never; enough for 136 years.
@@ -268,12 +229,41 @@ mod tests {
     }
 
     #[test]
-    fn a_full_half_neither_overflows_nor_reaches_the_other() {
+    fn a_full_half_neither_overflows_nor_reaches_the_claim_or_the_other_half() {
         let slot = slot();
-        slot.words[IN_FLIGHT].store(LOW, Relaxed);
-        assert_eq!(slot.enter(Side::A), u32::MAX);
-        assert_eq!(slot.enter(Side::B), u32::MAX);
+        let full = 0x7fff_ffff;
+        slot.words[IN_FLIGHT].store(full, Relaxed);
+        assert_eq!(slot.enter(Side::A), full as u32);
+        assert_eq!(slot.enter(Side::B), full as u32 + 1);
+        assert_eq!(slot.words[IN_FLIGHT].load(Relaxed), 1 << 32 | full);
         slot.clear_side(Side::A);
+        assert_eq!(slot.in_flight(), 1);
+    }
+
+    #[test]
+    fn only_one_side_writes_at_a_time_and_the_claim_counts_as_no_request() {
+        let slot = slot();
+        slot.enter(Side::B);
+        assert!(slot.enter_writing(Side::A) && !slot.enter_writing(Side::B));
+        assert_eq!((slot.in_flight(), slot.snapshot().in_flight), (2, 2), "a refused write is not counted");
+        slot.enter(Side::A);
+        slot.leave(Side::A);
+        assert!(!slot.enter_writing(Side::B), "the end of a read does not end the write");
+        slot.leave_writing(Side::A);
+        assert!(slot.enter_writing(Side::B) && !slot.enter_writing(Side::A));
+        slot.leave_writing(Side::B);
+        slot.leave(Side::B);
+        assert_eq!(slot.words[IN_FLIGHT].load(Relaxed), 0);
+    }
+
+    #[test]
+    fn the_claim_of_a_side_that_died_is_freed_with_its_requests() {
+        let slot = slot();
+        assert!(slot.enter_writing(Side::B));
+        slot.clear_side(Side::A);
+        assert!(!slot.enter_writing(Side::A), "the living side keeps what it has");
+        slot.clear_side(Side::B);
+        assert!(slot.enter_writing(Side::A));
         assert_eq!(slot.in_flight(), 1);
     }
 

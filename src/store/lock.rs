@@ -3,7 +3,10 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -41,7 +44,8 @@ pub enum LockError {
 /// The right to act on a state directory; let go when dropped, and by the kernel when the agent dies.
 #[derive(Debug)]
 pub struct AgentLock {
-    file: File,
+    /// `None` once it was let go of.
+    file: Option<File>,
     run_dir: PathBuf,
 }
 
@@ -68,7 +72,32 @@ impl AgentLock {
             Err(TryLockError::Error(error)) => return Err(fail("locking", &path)(error)),
         }
         write_holder(&mut file).map_err(fail("writing", &path))?;
-        Ok(Self { file, run_dir })
+        Ok(Self { file: Some(file), run_dir })
+    }
+
+    /// Takes over the lock that another agent `handed` on: it was never free. Its holder is this process from now on.
+    pub fn inherit(handed: OwnedFd, state_dir: &Path) -> Result<Self, LockError> {
+        let mut file = File::from(handed);
+        let path = state_dir.join("ports.lock");
+        write_holder(&mut file).map_err(fail("writing", &path))?;
+        Ok(Self { file: Some(file), run_dir: state_dir.join("run") })
+    }
+
+    /// Whether some agent holds the state directory now.
+    pub fn is_held(state_dir: &Path) -> bool {
+        // Shared, and let go at once: an agent that tries just now tries again.
+        File::open(state_dir.join("ports.lock")).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// For the agent that is to have the lock; both hold it then.
+    pub fn hand_on(&self) -> io::Result<OwnedFd> {
+        self.file.as_ref().ok_or(io::ErrorKind::NotFound)?.as_fd().try_clone_to_owned()
+    }
+
+    /// Leaves the lock to the agent that it was handed to.
+    pub fn let_go(mut self) {
+        // Closed, not unlocked: an unlock would take it from the other one as well.
+        self.file.take();
     }
 
     /// `<state_dir>/run`: sockets and pid files.
@@ -80,7 +109,7 @@ impl AgentLock {
 impl Drop for AgentLock {
     fn drop(&mut self) {
         // Closing alone lets go only once a child that is between fork and exec just now has closed its copy.
-        let _ = self.file.unlock();
+        let _ = self.file.as_ref().map(File::unlock);
     }
 }
 
@@ -126,6 +155,19 @@ mod tests {
         assert!(text.contains(&format!("(pid {}, since 20", std::process::id())), "{text}");
         drop(lock);
         AgentLock::take(&state_dir).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_handed_on_is_never_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = AgentLock::take(dir.path()).unwrap();
+        let handed = first.hand_on().unwrap();
+        first.let_go();
+        assert!(matches!(AgentLock::take(dir.path()), Err(LockError::Held { .. })));
+        let second = AgentLock::inherit(handed, dir.path()).unwrap();
+        assert!(matches!(AgentLock::take(dir.path()), Err(LockError::Held { .. })));
+        drop(second);
+        AgentLock::take(dir.path()).unwrap();
     }
 
     #[test]

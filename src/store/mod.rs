@@ -6,6 +6,7 @@
 
 mod events;
 mod lock;
+mod notes;
 mod open;
 mod tenants;
 

@@ -21,9 +21,13 @@ pub struct Opened {
     pub corrupt_moved_to: Option<PathBuf>,
 }
 
+/// Its name in the state directory.
+const FILE: &str = "instances.db";
+
 /// Each entry takes the layout one version further; PRAGMA user_version counts those applied. Never change one that
 /// was released: add another.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE tenants (
         id         TEXT PRIMARY KEY,
         slot       INTEGER UNIQUE,              -- NULL once given to another tenant, long after the removal
@@ -52,7 +56,12 @@ const MIGRATIONS: [&str; 1] = ["
         detail TEXT NOT NULL
     ) STRICT;
     CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    ALTER TABLE tenants ADD COLUMN program TEXT; -- of the latest start
+    CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+",
+];
 
 impl Store {
     /// Opens `<state_dir>/instances.db`, mode 0600, made where missing. A corrupt file (torn by a disk, or no database at
@@ -60,18 +69,72 @@ impl Store {
     ///
     /// The caller holds the [`super::AgentLock`].
     pub fn open(state_dir: &Path) -> Result<Opened, StoreError> {
-        let path = state_dir.join("instances.db");
+        let path = state_dir.join(FILE);
         match open_at(&path) {
             Ok(store) => Ok(Opened { store, corrupt_moved_to: None }),
             Err(StoreError::Sqlite(error)) if is_corrupt(&error) => {
                 let aside = move_aside(&path)?;
                 let store = open_at(&path)?;
                 // Epochs must not be used twice, and those of the lost file are unknown: start far above any of them.
-                store.conn.execute("INSERT INTO meta VALUES ('epoch_floor', ?1)", [unix_now().cast_signed()])?;
+                store.raise_epoch_floor()?;
                 Ok(Opened { store, corrupt_moved_to: Some(aside) })
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// A copy of instances.db beside it.
+const KEPT: &str = "instances.db.before-upgrade";
+
+impl Store {
+    /// Whether this program could open the instances.db that another agent has open: its layout is known, and it is whole.
+    pub fn check(state_dir: &Path) -> Result<(), StoreError> {
+        let path = state_dir.join(FILE);
+        let conn = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        conn.busy_timeout(Duration::from_secs(2))?;
+        let sound: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if sound != "ok" {
+            return Err(corrupt(&sound));
+        }
+        missing(&conn, &path).map(drop)
+    }
+
+    /// Keeps a copy of instances.db, for [`Self::go_back_to`] after a later program changed its layout. The caller holds the lock, and
+    /// has closed its own.
+    pub fn keep_copy(state_dir: &Path) -> Result<PathBuf, StoreError> {
+        let kept = state_dir.join(KEPT);
+        match fs::remove_file(&kept) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StoreError::File { what: "removing", path: kept, error }),
+            _ => {}
+        }
+        // Made here with its mode; an empty file is what VACUUM INTO accepts.
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&kept);
+        made.map_err(|error| StoreError::File { what: "making", path: kept.clone(), error })?;
+        open_at(&state_dir.join(FILE))?.conn.execute("VACUUM INTO ?1", [kept.to_string_lossy()])?;
+        Ok(kept)
+    }
+
+    /// Puts the copy at `kept` back where a later program left a layout that this one does not know; what was written since is lost,
+    /// and found again by looking. Else the copy is only removed.
+    pub fn go_back_to(kept: &Path, state_dir: &Path) -> Result<(), StoreError> {
+        let path = state_dir.join(FILE);
+        if !matches!(Self::check(state_dir), Err(StoreError::TooNew { .. })) {
+            return fs::remove_file(kept).map_err(|error| StoreError::File { what: "removing", path: kept.into(), error });
+        }
+        let aside = move_aside(&path)?;
+        tracing::warn!(kept = %aside.display(), "instances.db has a later layout: it is moved aside, and the copy from before put back");
+        fs::rename(kept, &path).map_err(|error| StoreError::File { what: "putting back", path, error })?;
+        // What the lost file counted since is not known: no epoch may come twice.
+        Self::open(state_dir)?.store.raise_epoch_floor()
+    }
+
+    fn raise_epoch_floor(&self) -> Result<(), StoreError> {
+        self.conn.execute(
+            "INSERT INTO meta VALUES ('epoch_floor', ?1) ON CONFLICT DO UPDATE SET value = excluded.value",
+            [unix_now().cast_signed()],
+        )?;
+        Ok(())
     }
 }
 
@@ -93,13 +156,18 @@ fn open_at(path: &Path) -> Result<Store, StoreError> {
     Ok(Store { conn })
 }
 
-fn migrate(conn: &Connection, path: &Path) -> Result<(), StoreError> {
+/// How far the layout is, and what it lacks.
+fn missing(conn: &Connection, path: &Path) -> Result<(i64, &'static [&'static str]), StoreError> {
     let known = MIGRATIONS.len() as i64;
     let found: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let missing = match usize::try_from(found) {
-        Ok(done) if found <= known => &MIGRATIONS[done..],
-        _ => return Err(StoreError::TooNew { path: path.into(), found, known }),
-    };
+    match usize::try_from(found) {
+        Ok(done) if found <= known => Ok((found, &MIGRATIONS[done..])),
+        _ => Err(StoreError::TooNew { path: path.into(), found, known }),
+    }
+}
+
+fn migrate(conn: &Connection, path: &Path) -> Result<(), StoreError> {
+    let (found, missing) = missing(conn, path)?;
     for (number, statements) in (found + 1..).zip(missing) {
         let transaction = conn.unchecked_transaction()?;
         transaction.execute_batch(statements)?;
@@ -193,6 +261,38 @@ mod tests {
         bytes[4096..length].fill(0xff);
         fs::write(&path, bytes).unwrap();
         assert!(Store::open(dir.path()).unwrap().corrupt_moved_to.is_some());
+    }
+
+    #[test]
+    fn what_a_later_program_did_to_the_layout_is_undone_and_no_epoch_comes_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = TenantId::parse("a").unwrap();
+        let store = Store::open(dir.path()).unwrap().store;
+        store.assign_slot(&id).unwrap();
+        let before = store.next_epoch(&id).unwrap();
+        drop(store);
+        let kept = Store::keep_copy(dir.path()).unwrap();
+        assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o600);
+        let later = Store::open(dir.path()).unwrap().store;
+        later.next_epoch(&id).unwrap();
+        later.conn.pragma_update(None, "user_version", 99).unwrap();
+        drop(later);
+        Store::go_back_to(&kept, dir.path()).unwrap();
+        let again = Store::open(dir.path()).unwrap().store;
+        assert!(again.next_epoch(&id).unwrap() > before + 1);
+        assert!(!kept.exists());
+    }
+
+    #[test]
+    fn a_copy_that_is_not_needed_is_only_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = TenantId::parse("a").unwrap();
+        Store::open(dir.path()).unwrap().store.assign_slot(&id).unwrap();
+        let kept = Store::keep_copy(dir.path()).unwrap();
+        let epoch = Store::open(dir.path()).unwrap().store.next_epoch(&id).unwrap();
+        Store::go_back_to(&kept, dir.path()).unwrap();
+        assert_eq!(Store::open(dir.path()).unwrap().store.next_epoch(&id).unwrap(), epoch + 1);
+        assert!(!kept.exists());
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct TenantRecord {
     pub port: Option<u16>,
     /// The last epoch used; 0 before the first start.
     pub epoch: u64,
+    /// The sq program of that start ([`crate::desired::SqSource::identity`]).
+    pub program: Option<String>,
     /// What [`Store::set_spec`] stored.
     pub spec: Option<String>,
     /// When it was removed from tenants.toml, seconds since 1970.
@@ -53,7 +55,7 @@ impl Store {
     pub fn load(&self) -> Result<Vec<TenantRecord>, StoreError> {
         let mut statement = self.conn.prepare_cached(
             "SELECT t.id, t.slot, t.port, t.epoch, t.spec, t.removed_at,
-                    i.epoch, i.pid, i.start_time, i.boot_id, i.port, i.program, i.started_at
+                    i.epoch, i.pid, i.start_time, i.boot_id, i.port, i.program, i.started_at, t.program
              FROM tenants t LEFT JOIN instances i ON i.id = t.id ORDER BY t.id",
         )?;
         let rows = statement.query_map([], read_tenant)?;
@@ -100,6 +102,12 @@ impl Store {
              WHERE id = ?1 RETURNING epoch";
         let epoch = self.conn.prepare_cached(next)?.query_row([id.as_str()], |row| read_u64(row, 0)).optional()?;
         epoch.ok_or_else(|| unknown(id))
+    }
+
+    /// Notes the program of the start that comes, before it is begun.
+    pub fn set_program(&self, id: &TenantId, program: &str) -> Result<(), StoreError> {
+        let set = "UPDATE tenants SET program = ?2 WHERE id = ?1";
+        self.update_tenant(id, self.conn.prepare_cached(set)?.execute(params![id.as_str(), program])?)
     }
 
     /// Raises the tenant's last epoch to at least `epoch`: after a rebuild, to that of an instance found running.
@@ -212,7 +220,16 @@ fn read_tenant(row: &Row<'_>) -> rusqlite::Result<TenantRecord> {
         }),
     };
     let removed_at = row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned);
-    Ok(TenantRecord { id, slot: row.get(1)?, port: row.get(2)?, epoch: read_u64(row, 3)?, spec: row.get(4)?, removed_at, instance })
+    Ok(TenantRecord {
+        id,
+        slot: row.get(1)?,
+        port: row.get(2)?,
+        epoch: read_u64(row, 3)?,
+        program: row.get(13)?,
+        spec: row.get(4)?,
+        removed_at,
+        instance,
+    })
 }
 
 #[cfg(test)]
@@ -249,6 +266,7 @@ mod tests {
         let slot = store.assign_slot(&a).unwrap();
         let epoch = store.next_epoch(&a).unwrap();
         store.set_port(&a, 10_001).unwrap();
+        store.set_program(&a, "sq 0.6.0").unwrap();
         store.set_spec(&a, "{}").unwrap();
         store.record_instance(&a, &instance(epoch)).unwrap();
         drop(store);
@@ -258,6 +276,7 @@ mod tests {
             slot: Some(slot),
             port: Some(10_001),
             epoch,
+            program: Some("sq 0.6.0".into()),
             spec: Some("{}".into()),
             removed_at: None,
             instance: Some(instance(epoch)),

@@ -16,7 +16,7 @@ use super::{
     support::eventually,
 };
 
-fn kill(pid: u32) {
+pub fn kill(pid: u32) {
     kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
 }
 
@@ -60,7 +60,7 @@ async fn the_proxy_goes_on_without_its_agent_and_the_next_agent_adopts_it() {
     let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
     let pid = host.pid;
     let mut kept = host.client().connect(Http::Two).await.unwrap();
-    host.supervisor.take().unwrap().detach();
+    host.supervisor.take().unwrap().detach().await;
     let (client, token) = (host.client(), host.token("alice"));
     let answer = tokio::spawn(async move { client.get(&token, "/api/v2/toc").await });
     fake.next().await.answer("200 OK", "without an agent").await;
@@ -164,10 +164,13 @@ async fn a_program_that_is_no_proxy_is_tried_again_ever_more_slowly_and_said() {
         state_dir: dir.path().to_owned(),
         exe: "/bin/false".into(),
         listen: vec![([127, 0, 0, 1], 0).into()],
+        kept: Vec::new(),
         routes: host.routes().await,
         activity: host.activity.clone(),
         settings: host.settings.subscribe(),
         events: sender,
+        replace: false,
+        network: None,
     })
     .await
     .unwrap();

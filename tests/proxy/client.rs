@@ -68,22 +68,30 @@ impl Client {
 
     /// The bytes inside TLS.
     pub async fn raw(&self, alpn: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+        self.tls(TcpStream::connect(self.address).await?, alpn).await
+    }
+
+    async fn tls(&self, tcp: TcpStream, alpn: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
         let mut config = ClientConfig::clone(&self.config);
         config.alpn_protocols = vec![alpn.to_vec()];
-        let tcp = TcpStream::connect(self.address).await?;
         TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), tcp).await
     }
 
     pub async fn connect(&self, http: Http) -> std::io::Result<Connection> {
+        self.over(TcpStream::connect(self.address).await?, http).await
+    }
+
+    /// Over a connection that stands already.
+    pub async fn over(&self, tcp: TcpStream, http: Http) -> std::io::Result<Connection> {
         match http {
             Http::One => {
-                let io = TokioIo::new(self.raw(b"http/1.1").await?);
+                let io = TokioIo::new(self.tls(tcp, b"http/1.1").await?);
                 let (sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(std::io::Error::other)?;
                 tokio::spawn(connection);
                 Ok(Connection::One(sender))
             }
             Http::Two => {
-                let io = TokioIo::new(self.raw(b"h2").await?);
+                let io = TokioIo::new(self.tls(tcp, b"h2").await?);
                 let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
                 let (sender, connection) = handshake.await.map_err(std::io::Error::other)?;
                 tokio::spawn(connection);

@@ -14,7 +14,7 @@ use sq_agent::{
     desired::{Algorithm, TenantId},
     instance_key,
     proxy::{
-        credentials,
+        JoinNetwork, credentials,
         settings::{Settings, TokenKey},
         supervisor::{ProxyEvent, Supervisor, SupervisorConfig, SupervisorHandle},
     },
@@ -39,6 +39,8 @@ pub struct Host {
     pub events: Mutex<mpsc::Receiver<ProxyEvent>>,
     pub supervisor: Option<SupervisorHandle>,
     pub pid: u32,
+    /// The network in which the instances are.
+    pub network: Option<Box<dyn Fn() -> JoinNetwork + Send + Sync>>,
     table: Mutex<TableWriter>,
     token_secret: Vec<u8>,
 }
@@ -71,6 +73,7 @@ impl Host {
             events: Mutex::new(events),
             supervisor: None,
             pid: 0,
+            network: None,
             table: Mutex::new(table),
             token_secret,
         };
@@ -80,22 +83,44 @@ impl Host {
 
     /// An agent's side: takes the proxy that lives, or starts one.
     pub async fn agent(&mut self) {
+        self.agent_that(false).await;
+    }
+
+    /// The next agent's side after this one has let go: with `replace` it puts a new proxy in the place of the one that lives.
+    pub async fn agent_that(&mut self, replace: bool) {
+        self.agent_of(Path::new(env!("CARGO_BIN_EXE_sq-agent")), replace).await;
+    }
+
+    /// An agent's side that starts `exe` as its proxy.
+    pub async fn agent_of(&mut self, exe: &Path, replace: bool) {
+        self.agent_begins(exe, replace).await;
+        self.pid = self.until_up().await;
+    }
+
+    /// The same, without waiting for a proxy.
+    pub async fn agent_begins(&mut self, exe: &Path, replace: bool) {
+        if let Some(before) = self.supervisor.take() {
+            before.detach().await;
+        }
+
         let (sender, events) = mpsc::channel(256);
         let supervisor = Supervisor::start(SupervisorConfig {
             state_dir: self.dir.path().to_owned(),
-            exe: env!("CARGO_BIN_EXE_sq-agent").into(),
+            exe: exe.to_owned(),
             listen: vec![self.address],
+            kept: Vec::new(),
             routes: self.routes().await,
             activity: self.activity.clone(),
             settings: self.settings.subscribe(),
             events: sender,
+            replace,
+            network: self.network.as_ref().map(|network| network()),
         })
         .await
         .unwrap();
         self.address = supervisor.addresses()[0];
         self.supervisor = Some(supervisor);
         self.events = Mutex::new(events);
-        self.pid = self.until_up().await;
     }
 
     /// Waits for the proxy to serve; its pid.

@@ -2,12 +2,17 @@
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)] // a test binary: what fails, fails the test
 
 mod agent;
+mod busy;
 mod client;
 mod errors;
 mod fake;
 mod host;
+mod load;
+mod network;
 mod real_sq;
+mod replace;
 mod sandbox;
 #[path = "../support/mod.rs"]
 mod support;
+mod twins;
 mod wire;

@@ -140,6 +140,11 @@ impl Client {
         Ok(stream)
     }
 
+    /// For many requests over one connection.
+    pub fn session(&self, http: Http) -> Session {
+        Session { client: self.clone(), http, sender: None }
+    }
+
     /// Where it connects to.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -173,6 +178,81 @@ impl Client {
             }
         };
         read(response).await
+    }
+}
+
+/// Requests one after another over a connection that is kept for as long as the server keeps it.
+pub struct Session {
+    client: Client,
+    http: Http,
+    sender: Option<Sender>,
+}
+
+enum Sender {
+    One(hyper::client::conn::http1::SendRequest<Upload>),
+    Two(hyper::client::conn::http2::SendRequest<Upload>),
+}
+
+impl Session {
+    /// Sends a request and reads the whole answer; over a new connection where the server closed the last one in due form.
+    pub async fn send(&mut self, request: Request<Upload>) -> Result<Answer, Lost> {
+        timeout(PATIENCE, self.exchange(request)).await?
+    }
+
+    async fn exchange(&mut self, mut request: Request<Upload>) -> Result<Answer, Lost> {
+        request.headers_mut().insert(http::header::HOST, self.client.address.to_string().parse()?);
+        let path = request.uri().clone();
+        loop {
+            let mut kept = self.sender.take();
+            let ready = match &mut kept {
+                Some(Sender::One(sender)) => sender.ready().await.is_ok(),
+                Some(Sender::Two(sender)) => sender.ready().await.is_ok(),
+                None => false,
+            };
+            let sender = match kept.filter(|_| ready) {
+                Some(sender) => sender,
+                None => self.open().await?,
+            };
+            let (sender, sent) = match sender {
+                Sender::One(mut sender) => {
+                    let sent = sender.try_send_request(request).await;
+                    (Sender::One(sender), sent)
+                }
+                Sender::Two(mut sender) => {
+                    *request.uri_mut() = format!("https://{}{path}", self.client.address).parse()?;
+                    request.headers_mut().remove(http::header::HOST);
+                    let sent = sender.try_send_request(request).await;
+                    (Sender::Two(sender), sent)
+                }
+            };
+            match sent {
+                Ok(response) => {
+                    self.sender = Some(sender);
+                    return read(response).await;
+                }
+                // The connection was closed in due form before a byte of the request went out: any client sends it over another one.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(error.into_error().into()),
+                },
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Sender, Lost> {
+        let stream = TokioIo::new(self.client.connect(self.http).await?);
+        Ok(match self.http {
+            Http::One => {
+                let (sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+                tokio::spawn(connection);
+                Sender::One(sender)
+            }
+            Http::Two => {
+                let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
+                tokio::spawn(connection);
+                Sender::Two(sender)
+            }
+        })
     }
 }
 

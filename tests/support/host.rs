@@ -83,7 +83,13 @@ impl Host {
     pub fn prepare_on(ports: PortBlock, edit: impl FnOnce(&mut Wanted)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
-        let mut wanted = Wanted { ports: (ports.first, ports.last), https: ports.https, sq: sq_binary(), tenants: Default::default() };
+        let mut wanted = Wanted {
+            ports: (ports.first, ports.last),
+            https: ports.https,
+            sq: sq_binary(),
+            isolation: "auto",
+            tenants: Default::default(),
+        };
         edit(&mut wanted);
         let shared_pages = desired::parse(&wanted.text(), &root.join("tenants.toml")).unwrap().name;
         let host = Self { wanted, dir, root, agent: None, proxies: Mutex::default(), shared_pages, _ports: ports };

@@ -24,6 +24,8 @@ use sq_agent::{
     desired::{SqSource, TenantId, user_dir},
     instance::{
         Process, binary,
+        cgroup::CgroupLimits,
+        network::Network,
         ports::{PortState, probe_free},
         probe,
         process::StopSignal,
@@ -58,7 +60,7 @@ pub fn free_port() -> u16 {
     loop {
         let offset = (start + u32::from(GIVEN.fetch_add(1, Ordering::Relaxed))) % u32::from(COUNT);
         let port = FIRST + u16::try_from(offset).unwrap();
-        if probe_free(port) == PortState::Free {
+        if probe_free(&Network::host(), port) == PortState::Free {
             return port;
         }
     }
@@ -79,8 +81,10 @@ pub struct Running {
 impl Running {
     /// Spawns one without waiting for it.
     pub fn spawn(state_dir: &Path, id: &str, key: &str, port: u16) -> Self {
-        let user_dir = user_dir(state_dir, &TenantId::parse(id).unwrap());
-        let process = spawn(&SpawnSpec { binary: sq_binary(), user_dir: user_dir.clone(), port, key: key.into() }).unwrap();
+        let id = TenantId::parse(id).unwrap();
+        let user_dir = user_dir(state_dir, &id);
+        let (binary, limits) = (sq_binary(), CgroupLimits::default());
+        let process = spawn(&SpawnSpec { id, slot: 0, limits, binary, user_dir: user_dir.clone(), port, key: key.into() }).unwrap();
         Self { process, port, key: key.into(), user_dir }
     }
 
@@ -88,7 +92,7 @@ impl Running {
     pub async fn start(state_dir: &Path, id: &str, key: &str) -> Self {
         let running = Self::spawn(state_dir, id, key, free_port());
         let deadline = tokio::time::Instant::now() + DEADLINE;
-        probe::until_ready(&running.process, running.port, key, deadline).await.unwrap();
+        probe::until_ready(&Network::host(), &running.process, running.port, key, deadline).await.unwrap();
         running
     }
 }

@@ -5,7 +5,10 @@ use std::{
     path::Path,
 };
 
-use sq_agent::instance::ports::{PortState, probe_free};
+use sq_agent::instance::{
+    network::Network,
+    ports::{PortState, probe_free},
+};
 
 /// A block of ports, this test's as long as it lives.
 pub struct PortBlock {
@@ -52,7 +55,7 @@ impl Pool {
             let first = self.first + block * self.size;
             let https = first + self.size - 1;
             let lock = OpenOptions::new().write(true).create(true).truncate(false).open(locks.join(first.to_string())).unwrap();
-            if lock.try_lock().is_ok() && [first, https].iter().all(|&port| probe_free(port) == PortState::Free) {
+            if lock.try_lock().is_ok() && [first, https].iter().all(|&port| probe_free(&Network::host(), port) == PortState::Free) {
                 return PortBlock { first, last: https - 1, https, _lock: lock };
             }
         }

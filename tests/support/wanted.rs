@@ -11,6 +11,8 @@ pub struct Wanted {
     pub https: u16,
     /// The sq program.
     pub sq: std::path::PathBuf,
+    /// `auto`, `required` or `off`.
+    pub isolation: &'static str,
     /// Every tenant by id.
     pub tenants: BTreeMap<String, WantedTenant>,
 }
@@ -46,6 +48,7 @@ impl Wanted {
             r#"[agent]
 state_dir = "state"
 ports = "{}-{}"
+isolation = "{}"
 
 [sq]
 binary = {:?}
@@ -68,7 +71,7 @@ burst = 20
 rate = "none"
 body_max = "4K"
 "#,
-            self.ports.0, self.ports.1, self.sq, self.https
+            self.ports.0, self.ports.1, self.isolation, self.sq, self.https
         );
         for (id, tenant) in &self.tenants {
             write!(text, "\n[[tenants]]\nid = {id:?}\ntier = {:?}\n", tenant.tier).unwrap();

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use crate::support::{
     host::{Host, tenant},
     processes::{self, signal},
+    wanted::Wanted,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -38,7 +39,8 @@ async fn a_crash_loop_is_said_with_its_exit_and_the_next_try_and_ends_when_sq_is
     let (broken, good) = (host.root().join("sq"), host.wanted.sq.clone());
     fs::write(&broken, "#!/bin/sh\n[ \"$1\" = version ] && echo 0.6.0 && exit 0\nexit 3\n").unwrap();
     fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
-    host.edit(|wanted| wanted.sq = broken.clone());
+    // In its sandbox a script would not find its shell.
+    host.edit(|wanted| (wanted.sq, wanted.isolation) = (broken.clone(), "off"));
     host.spawn_agent();
     let status = host.until("it is said", |status| status.tenants.iter().any(|t| t.detail.contains("crash-looping"))).await;
     let ada = tenant(&status, "ada");
@@ -51,9 +53,15 @@ async fn a_crash_loop_is_said_with_its_exit_and_the_next_try_and_ends_when_sq_is
     host.settled().await;
 }
 
+/// Where others may hold an instance's port.
+fn in_the_hosts_network(wanted: &mut Wanted) {
+    wanted.isolation = "off";
+    wanted.add("ada");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_something_else_holds_is_skipped_and_said() {
-    let mut host = Host::prepare(|wanted| _ = wanted.add("ada"));
+    let mut host = Host::prepare(|wanted| in_the_hosts_network(wanted));
     let port = host.wanted.ports.0;
     let _foreign = TcpListener::bind(("0.0.0.0", port)).unwrap();
     let status = host.launch().await;
@@ -65,8 +73,8 @@ async fn a_port_that_something_else_holds_is_skipped_and_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_whose_port_was_taken_meanwhile_moves_to_another() {
-    let host = Host::start(&["ada"]).await;
-    let before = host.settled().await;
+    let mut host = Host::prepare(|wanted| in_the_hosts_network(wanted));
+    let before = host.launch().await;
     let (pid, port) = (tenant(&before, "ada").pid.unwrap(), tenant(&before, "ada").port.unwrap());
     signal(pid, Signal::KILL);
     assert!(processes::ended_within(pid, Duration::from_secs(5)));

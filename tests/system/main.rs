@@ -14,4 +14,5 @@ mod isolation;
 mod kills;
 mod limits;
 mod liveness;
+mod upgrade;
 mod uploads;

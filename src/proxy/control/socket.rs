@@ -110,7 +110,7 @@ mod tests {
     use super::*;
     use crate::{
         desired::TenantId,
-        proxy::control::wire::{NudgeReason, ToAgent},
+        proxy::control::wire::{Hello, NudgeReason, ToAgent},
     };
 
     #[tokio::test]
@@ -118,7 +118,7 @@ mod tests {
         let (left, right) = UnixStream::pair().unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"hello").unwrap();
-        let message = ToAgent::Hello { pid: 1, version: "x".repeat(500_000), side: None, listeners: 1 };
+        let message = ToAgent::Hello(Hello { version: "x".repeat(500_000), listeners: 1, ..Hello::default() });
         let sent = message.clone();
         let sender = tokio::spawn(async move { send(&left, &sent, &[file.as_fd()]).await });
         let mut decoder = Decoder::default();

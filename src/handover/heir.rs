@@ -1,0 +1,71 @@
+//! The side that takes over.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream as StdUnixStream,
+    },
+};
+
+use tokio::net::UnixStream;
+
+use super::{
+    HandoverError, Holder,
+    wire::{ToHeir, ToHolder},
+};
+use crate::proxy::control::{
+    socket::{receive, send},
+    wire::Decoder,
+};
+
+/// A program that was started to take over.
+pub struct Heir {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Heir {
+    /// The socket that the holder made this program's standard input. Inside a tokio runtime.
+    ///
+    /// # Errors
+    /// Standard input is no such socket: the program was not started by a holder.
+    pub fn from_stdin() -> io::Result<Self> {
+        let socket: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
+        let stream = StdUnixStream::from(socket);
+        // Anything but a connected Unix socket fails here.
+        stream.peer_addr()?;
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream: UnixStream::from_std(stream)?, decoder: Decoder::default() })
+    }
+
+    /// Says that this program could take over; returns the lock on the state directory once the holder has let go of all else.
+    ///
+    /// # Errors
+    /// The holder is gone or gave up waiting.
+    pub async fn inherit(&mut self) -> Result<OwnedFd, HandoverError> {
+        self.say(&ToHolder::Ready { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
+        let ToHeir::Yours = receive(&self.stream, &mut self.decoder).await?.ok_or(HandoverError::Gone)?;
+        self.decoder.descriptors(1).ok().and_then(|mut descriptors| descriptors.pop()).ok_or(HandoverError::NoLock)
+    }
+
+    /// Says why this program cannot go on.
+    pub async fn failed(mut self, why: &str) {
+        // A holder that is gone needs no word.
+        let _ = self.say(&ToHolder::Failed { why: why.to_owned() }).await;
+    }
+
+    /// Says that this program has taken over. Where the holder was an old program, it is about to execute the new one in its own
+    /// place and to inherit in turn, so that this one is a holder now.
+    ///
+    /// # Errors
+    /// The holder is gone: nobody will inherit, and this program stays.
+    pub async fn done(mut self) -> Result<Holder, HandoverError> {
+        self.say(&ToHolder::Done).await?;
+        Ok(Holder::over(self.stream))
+    }
+
+    async fn say(&mut self, word: &ToHolder) -> Result<(), HandoverError> {
+        Ok(send(&self.stream, word, &[]).await?)
+    }
+}

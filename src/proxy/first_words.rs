@@ -1,0 +1,108 @@
+//! What a new proxy hears before it serves: in which network it is to work, and its first settings. Blocking, since it must still be one thread
+//! to join a namespace and to give up its rights.
+
+use std::os::{
+    fd::OwnedFd,
+    unix::net::{UnixListener, UnixStream},
+};
+
+use super::{
+    control::{
+        socket::{ControlError, receive_blocking, send_blocking},
+        wire::{Decoder, Hello, ToAgent, ToProxy, WireError},
+    },
+    conversation::{is_owner, settings_descriptors},
+    live::{BadSettings, Live},
+    network,
+    process::{ProxyError, doing},
+    settings::Settings,
+};
+
+/// The first conversation, up to settings that can be served by.
+pub(crate) struct First {
+    pub(crate) stream: UnixStream,
+    pub(crate) decoder: Decoder,
+    pub(crate) received: Received,
+    pub(crate) serial: u64,
+    pub(crate) side: u8,
+    pub(crate) run_as: Option<(u32, u32)>,
+    /// Whose agent may command the process: its user, as it is called where the process is now.
+    pub(crate) owner: u32,
+    /// It joined a user namespace, where it is nobody the host knows.
+    pub(crate) in_user_namespace: bool,
+}
+
+/// Settings as they came, with what was made of them.
+pub(crate) struct Received {
+    pub(crate) live: Live,
+    pub(crate) listeners: Vec<OwnedFd>,
+}
+
+/// Makes something to serve by of settings and their descriptors.
+pub(crate) fn take(settings: &Settings, listeners: usize, decoder: &mut Decoder) -> Result<Result<Received, BadSettings>, WireError> {
+    let (listeners, routes, activity) = settings_descriptors(decoder, listeners)?;
+    Ok(Live::new(settings, routes, activity).map(|live| Received { live, listeners }))
+}
+
+/// Waits for an agent and hears its first words; an agent that goes away before the end is followed by another.
+pub(crate) fn hear(control: &UnixListener, hello: &Hello) -> Result<First, ProxyError> {
+    let mut in_user_namespace = false;
+    loop {
+        let (stream, _) = control.accept().map_err(doing("accept the agent"))?;
+        if !is_owner(&stream, owner()) {
+            continue;
+        }
+        match hear_one(&stream, hello, &mut in_user_namespace) {
+            Ok(Some((settings, serial, decoder, received))) => {
+                let (side, run_as) = (settings.side, settings.run_as);
+                return Ok(First { stream, decoder, received, serial, side, run_as, owner: owner(), in_user_namespace });
+            }
+            Ok(None) => {}
+            Err(FirstWordsError::Control(error)) => tracing::warn!(%error, "the agent's first words"),
+            Err(FirstWordsError::Join(error)) => return Err(doing("join the instances' network")(error)),
+        }
+    }
+}
+
+/// The user of this process, and of its agent, as the process's user namespace calls them.
+fn owner() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+#[derive(Debug, thiserror::Error)]
+enum FirstWordsError {
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Join(std::io::Error),
+}
+
+impl From<WireError> for FirstWordsError {
+    fn from(error: WireError) -> Self {
+        Self::Control(error.into())
+    }
+}
+
+type Heard = (Box<Settings>, u64, Decoder, Received);
+
+/// Waits for settings that are good; `None` when the agent went away.
+fn hear_one(stream: &UnixStream, hello: &Hello, in_user_namespace: &mut bool) -> Result<Option<Heard>, FirstWordsError> {
+    send_blocking(stream, &ToAgent::Hello(hello.clone()))?;
+    let mut decoder = Decoder::default();
+    while let Some(word) = receive_blocking::<ToProxy>(stream, &mut decoder)? {
+        match word {
+            ToProxy::Join { user } => {
+                let user = if user { decoder.descriptors(1)?.pop() } else { None };
+                let net = decoder.descriptors(1)?.pop().ok_or(WireError::MissingDescriptors(1))?;
+                network::join(user.as_ref(), &net).map_err(FirstWordsError::Join)?;
+                *in_user_namespace |= user.is_some();
+            }
+            ToProxy::Settings { settings, listeners, serial } => match take(&settings, listeners, &mut decoder)? {
+                Ok(received) => return Ok(Some((settings, serial, decoder, received))),
+                Err(why) => send_blocking(stream, &ToAgent::Refused { serial, why: why.to_string() })?,
+            },
+            ToProxy::Shutdown { .. } => std::process::exit(0),
+        }
+    }
+    Ok(None)
+}

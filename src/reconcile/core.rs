@@ -1,0 +1,338 @@
+//! The loop's logic: owns all state, takes in what happened, plans, carries out, publishes the routes.
+//!
+//! It does nothing by itself: whoever drives it hands it news, calls [`Core::round`] after them and [`Core::wake`] at
+//! [`Core::wake_at`], and tells it each time how late it is. What it does goes out by one [`World`].
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    event::Drain,
+    guard::Held,
+    health::Health,
+    intake::{self, Intake, Taken},
+    plan::{self, Action},
+    port_book::PortBook,
+    programs::{Kept, Programs},
+    queue::StartQueue,
+    recover::{self, Recovered},
+    route_book::RouteBook,
+    setup::SetupError,
+    world::{Records, World},
+};
+use crate::{
+    admin::status::ProxyStatus,
+    desired::{Desired, TenantId},
+    instance::{binary::SqBinary, scan::Found, usage::Memory},
+    observed::{Known, Moment, Observed, State},
+    store::InstanceRecord,
+};
+
+/// tenants.toml is compared by content this often, in case a watch event was lost.
+const TICK: Duration = Duration::from_secs(5);
+/// Everything that really runs is looked at this often.
+pub(super) const SURVEY: Duration = Duration::from_secs(20);
+/// The first look, soon after the start so that status knows what the instances use; what ran before was found at the start itself.
+const FIRST_SURVEY: Duration = Duration::from_secs(3);
+/// How long a starting agent may leave an earlier one's rows in force.
+const SETTLE: Duration = Duration::from_secs(2);
+/// A back-off that is over while its start waits in the queue must not spin the loop.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// The loop looks up at least this often.
+const FAR: Duration = Duration::from_secs(3_600);
+
+/// Everything the loop knows, and the world in which it acts.
+pub struct Core<W: World> {
+    pub(super) world: W,
+    pub(super) desired: Arc<Desired>,
+    /// As it was when the agent started, for what cannot change while it runs.
+    pub(super) started_with: Arc<Desired>,
+    pub(super) started: Moment,
+    pub(super) intake: Intake,
+    pub(super) observed: Observed,
+    /// The live process of each tenant that has one.
+    pub(super) processes: HashMap<TenantId, W::Process>,
+    /// Memory of each tenant's instance at the last survey.
+    pub(super) memory: HashMap<TenantId, Memory>,
+    /// What the last scan found of tenants whose instance is to be looked at.
+    pub(super) found: HashMap<TenantId, Vec<Found>>,
+    /// What the records say of instances that are to be looked at.
+    pub(super) instances: HashMap<TenantId, InstanceRecord>,
+    pub(super) boot_id: String,
+    pub(super) held: Option<Held>,
+    pub(super) routes: RouteBook,
+    pub(super) ports: PortBook,
+    pub(super) queue: StartQueue,
+    pub(super) health: Health,
+    pub(super) programs: Programs,
+    pub(super) proxy: ProxyStatus,
+    /// Tenants that need a plan of their own before the next full one.
+    pub(super) touched: BTreeSet<TenantId>,
+    /// Instances whose row has to say `draining` before anybody looks at what is in flight.
+    pub(super) draining: Vec<Drain<W::Process>>,
+    /// The next round plans for everybody.
+    pub(super) replan: bool,
+    pub(super) surveying: bool,
+    /// The rows in the table are this agent's.
+    settled: bool,
+    /// The agent ends: nothing is started any more.
+    pub(super) stopping: bool,
+    timers: Timers,
+}
+
+/// What the loop does by the clock.
+#[derive(Debug)]
+struct Timers {
+    tick: Moment,
+    survey: Moment,
+    probe: Moment,
+    /// The end of the nearest back-off.
+    retry: Moment,
+}
+
+/// What a [`Core`] starts from, beside its world.
+pub struct Start {
+    /// The state to bring about.
+    pub desired: Arc<Desired>,
+    /// Why tenants.toml itself is not in force, where `desired` is the last good copy.
+    pub refused: Option<String>,
+    /// sq, where it is known already.
+    pub program: Option<SqBinary>,
+    /// Random id of this boot of the host.
+    pub boot_id: String,
+    /// How many starts of each kind may run at once.
+    pub starts: usize,
+}
+
+impl<W: World> Core<W> {
+    /// Takes in what an earlier agent left behind.
+    pub fn new(mut world: W, start: Start, now: Moment) -> Result<Self, SetupError> {
+        let found = world.scan().map_err(SetupError::Proc)?;
+        let Recovered { mut known, found, instances, strays } = recover::recover(world.records().load()?, found);
+        let mut ports = PortBook::new(start.desired.ports);
+        let unix_now = world.unix_now();
+        for (port, until) in world.records().quarantined(unix_now)? {
+            ports.rest_until(port, now + Duration::from_secs(until.saturating_sub(unix_now)));
+        }
+        let mut routes = RouteBook::default();
+        for (id, known) in &known {
+            known.port.iter().for_each(|&port| ports.give(port, id));
+            routes.touch(id);
+        }
+        let kept = world.records().programs()?.map(|kept| serde_json::from_str::<Kept>(&kept)).transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "where a roll-out stood cannot be read");
+            None
+        });
+        let mut programs = Programs::new(start.desired.sq.clone(), kept.unwrap_or_default());
+        programs.want(start.desired.sq.clone());
+        if let Some(program) = start.program {
+            programs.insert(start.desired.sq.identity(), program);
+        }
+        let proved = programs.proved().identity();
+        known.values_mut().filter(|known| known.program.is_empty()).for_each(|known| known.program.clone_from(&proved));
+        let fingerprint = world.fingerprint();
+        let mut core = Self {
+            world,
+            intake: Intake::new(fingerprint, start.refused, now),
+            started_with: start.desired.clone(),
+            started: now,
+            observed: Observed { known, ..Observed::default() },
+            desired: start.desired,
+            processes: HashMap::new(),
+            memory: HashMap::new(),
+            found,
+            instances,
+            boot_id: start.boot_id,
+            held: None,
+            routes,
+            ports,
+            queue: StartQueue::new(start.starts),
+            health: Health::new(),
+            programs,
+            proxy: ProxyStatus::default(),
+            touched: BTreeSet::new(),
+            draining: Vec::new(),
+            replan: true,
+            surveying: false,
+            settled: false,
+            stopping: false,
+            // The first tick at once, for an edit since the file was loaded: an install of sq may lie in between.
+            timers: Timers { tick: now, survey: now + FIRST_SURVEY, probe: now + Health::STEP, retry: now + FAR },
+        };
+        strays.iter().for_each(|stray| core.end_stray(stray));
+        Ok(core)
+    }
+
+    /// The proxy's addresses as they came to be, for status: port 0 is some port by now.
+    pub fn listens_on(&mut self, addresses: &[SocketAddr]) {
+        self.proxy.listen = addresses.iter().map(ToString::to_string).collect();
+    }
+
+    /// Whether something that an earlier agent started may still run.
+    pub fn found_instances(&self) -> bool {
+        !self.found.is_empty()
+    }
+
+    /// Plans for whoever needs it, carries the plan out, begins starts, and publishes. To be called after each piece of news.
+    pub fn round(&mut self, now: Moment) {
+        if !self.stopping && (self.replan || !self.touched.is_empty()) {
+            self.roll_out(now);
+        }
+        if self.stopping {
+            self.touched.clear();
+        } else if std::mem::take(&mut self.replan) {
+            self.touched.clear();
+            let actions = plan::plan(&self.desired, &self.observed, now);
+            self.note_held(actions.iter().find_map(|action| if let Action::Hold(held) = action { Some(held.clone()) } else { None }));
+            self.carry_out(actions, now);
+        } else {
+            for id in std::mem::take(&mut self.touched) {
+                let actions = plan::plan_tenant(&self.desired, &self.observed, &id, now);
+                self.carry_out(actions, now);
+            }
+        }
+        self.begin_starts(now);
+        if self.settled(now) || !self.draining.is_empty() {
+            self.publish(now);
+        }
+        self.drain();
+        let next_try = plan::next_try(&self.observed).into_iter().chain(self.next_roll_out(now)).min().filter(|_| !self.stopping);
+        self.timers.retry = next_try.unwrap_or(now + FAR).max(now + RETRY_PAUSE);
+    }
+
+    /// When [`Self::wake`] is to be called, if no news comes before.
+    pub fn wake_at(&self) -> Moment {
+        let Timers { tick, survey, probe, retry } = self.timers;
+        tick.min(survey).min(probe).min(retry)
+    }
+
+    /// Does what is due by the clock.
+    pub fn wake(&mut self, now: Moment) {
+        let due = |timer: &mut Moment, period: Duration| {
+            let due = now >= *timer;
+            if due {
+                *timer = now + period;
+            }
+            due
+        };
+        if due(&mut self.timers.tick, TICK) {
+            self.reload(now);
+            self.replan = true;
+            self.world.heartbeat();
+        }
+        if due(&mut self.timers.survey, SURVEY) {
+            self.survey(now);
+        }
+        if due(&mut self.timers.probe, Health::STEP) {
+            self.probe(now);
+        }
+        if due(&mut self.timers.retry, FAR) {
+            self.replan = true;
+        }
+    }
+
+    /// Whether the agent was told to stop and nothing that it started, or found, is left.
+    pub fn is_over(&self) -> bool {
+        let gone = |known: &Known| matches!(known.state, State::Absent | State::Unknown);
+        self.stopping && self.observed.known.values().all(gone)
+    }
+
+    /// Whether the rows in the table are this agent's.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// At the start the table keeps the rows of an earlier agent until it is clear which instances live, so that no request
+    /// waits for what was ready all along.
+    fn settled(&mut self, now: Moment) -> bool {
+        let open = |known: &Known| matches!(known.state, State::Unknown | State::Looking);
+        self.settled = self.settled || now.since(self.started) >= SETTLE || !self.observed.known.values().any(open);
+        self.settled
+    }
+
+    fn publish(&mut self, now: Moment) {
+        if let Some(rows) = self.routes.changed(&self.observed, now)
+            && let Err(error) = self.world.publish(rows)
+        {
+            tracing::error!(%error, "the route table cannot be written");
+        }
+    }
+
+    /// SIGHUP: reads tenants.toml and everything it names again.
+    pub fn read_all_again(&mut self, now: Moment) {
+        self.reload(now);
+        self.renew_settings();
+    }
+
+    /// SIGINT or SIGTERM: drains and stops everything; the second time at once.
+    pub fn stop(&mut self, now: Moment) {
+        if self.stopping { self.end_now() } else { self.stop_all(now) }
+    }
+
+    /// Looks at tenants.toml; what is new and valid is in force from here on.
+    pub fn reload(&mut self, now: Moment) {
+        if self.stopping {
+            return;
+        }
+        match self.intake.look(&mut self.world, &self.desired, now) {
+            Taken::Same => {}
+            Taken::Refused(text) => {
+                tracing::error!(error = %text, "tenants.toml is refused; the last good one stays in force");
+                self.note_event(None, "config_refused", &text);
+            }
+            Taken::New(new, text) => self.put_in_force(*new, &text),
+        }
+    }
+
+    fn put_in_force(&mut self, new: Desired, text: &str) {
+        let new = Arc::new(new);
+        if new.hash != self.desired.hash {
+            tracing::info!(hash = %new.hash, tenants = new.tenants.len(), "tenants.toml is in force");
+        }
+        let program_changed = new.sq != self.desired.sq;
+        if program_changed {
+            self.programs.want(new.sq.clone());
+            self.keep_programs();
+        }
+        let settings_changed = new.proxy != self.desired.proxy;
+        self.desired = new;
+        self.save_last_good(text);
+        self.ports.range(self.desired.ports);
+        if settings_changed {
+            self.renew_settings();
+        }
+        if program_changed {
+            self.find_program();
+        }
+        let pending = intake::pending_restart(&self.started_with, &self.desired);
+        if !pending.is_empty() {
+            tracing::warn!(keys = ?pending, "these keys take effect when the agent starts anew");
+        }
+        self.replan = true;
+    }
+
+    fn note_held(&mut self, held: Option<Held>) {
+        if let Some(held) = &held
+            && self.held.as_ref() != Some(held)
+        {
+            tracing::warn!(removals = held.removals.len(), of = held.of, hash = %held.hash, "removals are held: `sq-agent confirm {}` lets them through", held.hash);
+            self.note_event(None, "removals_held", &format!("{} of {} tenants, {}", held.removals.len(), held.of, held.hash));
+        }
+        if held.is_none() {
+            self.observed.confirmed = None;
+        }
+        self.held = held;
+    }
+
+    /// Notes an event for people; the loop goes on without it where the database cannot take it.
+    pub(super) fn note_event(&mut self, id: Option<&TenantId>, kind: &str, detail: &str) {
+        let unix_now = self.world.unix_now();
+        if let Err(error) = self.world.records().event(unix_now, id, kind, detail) {
+            tracing::error!(%error, kind, "an event cannot be noted");
+        }
+    }
+}

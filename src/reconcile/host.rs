@@ -1,0 +1,337 @@
+//! The real world of the loop: instances.db, the two shared pages, real processes, and the tasks that carry out its actions.
+
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    event::{Drain, Event},
+    health::Health,
+    lifecycle::{self, Reports},
+    tasks::Tasks,
+    world::{Handle, Records, Refusal, Start, World},
+};
+use crate::{
+    desired::{self, Desired, SqSource, TenantId},
+    instance::{
+        Process, binary,
+        cgroup::{Applied, CgroupLimits},
+        isolation::Isolation,
+        launcher::Launcher,
+        ports::{self, PortState},
+        process::StopSignal,
+        pulse::Pulse,
+        scan::{self, Found},
+        spawn::SpawnSpec,
+        usage::Memory,
+    },
+    instance_key,
+    observed::{Moment, monotonic},
+    proxy::{credentials, settings::Settings},
+    route::{Activity, Row, TableError, TableWriter},
+    secret::Secret,
+    store::{InstanceRecord, Store, StoreError, TenantRecord, unix_now},
+};
+
+/// This host. Every task that it began is its own and ends with it.
+pub struct Host {
+    /// tenants.toml.
+    pub(super) file: PathBuf,
+    /// Cannot change while the agent runs.
+    pub(super) state_dir: PathBuf,
+    pub(super) store: Store,
+    pub(super) table: TableWriter,
+    pub(super) activity: Arc<Activity>,
+    pub(super) instance_secret: Secret,
+    pub(super) settings: watch::Sender<Arc<Settings>>,
+    /// Starts instances, and gives sockets in their network.
+    launcher: Launcher,
+    /// Probes under way.
+    pulse: Pulse<(TenantId, u64)>,
+    /// How many.
+    asking: usize,
+    reports: Reports,
+    tasks: Tasks,
+}
+
+/// What a [`Host`] is made of.
+pub(super) struct HostParts {
+    pub(super) file: PathBuf,
+    pub(super) state_dir: PathBuf,
+    pub(super) store: Store,
+    pub(super) table: TableWriter,
+    pub(super) activity: Arc<Activity>,
+    pub(super) instance_secret: Secret,
+    pub(super) settings: watch::Sender<Arc<Settings>>,
+    pub(super) launcher: Launcher,
+}
+
+impl Host {
+    /// The host, and the channel on which its tasks report.
+    pub(super) fn new(parts: HostParts) -> (Self, mpsc::UnboundedReceiver<Event<Arc<Process>>>) {
+        let (reports, events) = mpsc::unbounded_channel();
+        let HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher } = parts;
+        let pulse = Pulse::new(launcher.network(), Health::LIMIT);
+        (
+            Self {
+                file,
+                state_dir,
+                store,
+                table,
+                activity,
+                instance_secret,
+                settings,
+                launcher,
+                pulse,
+                asking: 0,
+                reports,
+                tasks: Tasks::new(),
+            },
+            events,
+        )
+    }
+
+    /// Ends every task, so that nothing of this agent acts any more; the instances and their rows stay as they are.
+    pub(super) async fn halt(&mut self) {
+        self.tasks.halt().await;
+    }
+
+    fn user_dir(&self, id: &TenantId) -> PathBuf {
+        desired::user_dir(&self.state_dir, id)
+    }
+}
+
+impl Handle for Arc<Process> {
+    fn pid(&self) -> u32 {
+        Process::pid(self)
+    }
+
+    fn start_time(&self) -> u64 {
+        Process::start_time(self)
+    }
+}
+
+impl World for Host {
+    type Process = Arc<Process>;
+    type Records = Store;
+
+    fn records(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    fn unix_now(&self) -> u64 {
+        unix_now()
+    }
+
+    fn jitter(&mut self) -> f64 {
+        getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
+    }
+
+    fn fingerprint(&mut self) -> Option<[u8; 32]> {
+        desired::fingerprint(&self.file)
+    }
+
+    fn load(&mut self) -> Result<(Desired, String), Refusal> {
+        desired::load_with_text(&self.file).map_err(|rejected| Refusal { summary: rejected.summary(), text: rejected.to_string() })
+    }
+
+    fn save_last_good(&mut self, text: &str) -> Result<(), String> {
+        desired::save_last_good(&self.file, text, &self.state_dir).map_err(|error| error.to_string())
+    }
+
+    fn renew_settings(&mut self, desired: &Desired) -> Result<(), String> {
+        let settings = credentials::settings(desired).map_err(|error| error.to_string())?;
+        self.settings.send_replace(Arc::new(settings));
+        Ok(())
+    }
+
+    fn find_program(&mut self, source: &SqSource, pause: Duration) {
+        let (source, state_dir, reports) = (source.clone(), self.state_dir.clone(), self.reports.clone());
+        self.tasks.spawn(async move {
+            tokio::time::sleep(pause).await;
+            let found = binary::ensure(&source, &state_dir, &|line| tracing::info!("{line}")).await;
+            // The loop is gone only when the agent ends.
+            let _ = reports.send(Event::Program(source.identity(), found.map_err(|error| error.to_string())));
+        });
+    }
+
+    fn scan(&mut self) -> io::Result<Vec<Found>> {
+        scan::scan(&self.state_dir)
+    }
+
+    fn adopt(&mut self, found: &Found) -> io::Result<Option<Arc<Process>>> {
+        Ok(Process::adopt(found.pid, found.start_time)?.map(Arc::new))
+    }
+
+    fn start(&mut self, start: Start) {
+        let Start { id, slot, epoch, port, program, limits } = start;
+        let key = instance_key::derive(&self.instance_secret, &id, epoch);
+        let spec = SpawnSpec { user_dir: self.user_dir(&id), id, slot, limits, binary: program, port, key };
+        self.tasks.spawn(lifecycle::start(self.launcher.clone(), epoch, spec, self.tasks.gate(), self.reports.clone()));
+    }
+
+    fn drain_and_stop(&mut self, drain: Drain<Arc<Process>>) {
+        self.tasks.spawn(lifecycle::drain_and_stop(drain, self.activity.clone(), self.reports.clone()));
+    }
+
+    fn stop_unproved(&mut self, id: &TenantId, processes: Vec<Arc<Process>>) {
+        self.tasks.spawn(lifecycle::stop_unproved(id.clone(), processes, self.reports.clone()));
+    }
+
+    fn look(&mut self, id: &TenantId, epoch: u64, found: Option<Vec<Found>>) {
+        let (id, secret, reports) = (id.clone(), self.instance_secret.clone(), self.reports.clone());
+        let network = self.launcher.network();
+        match found {
+            Some(found) => self.tasks.spawn(lifecycle::look(network, id, epoch, secret, found, reports)),
+            None => self.tasks.spawn(lifecycle::scan_and_look(network, id, epoch, secret, self.state_dir.clone(), reports)),
+        }
+    }
+
+    fn watch(&mut self, id: &TenantId, epoch: u64, process: &Arc<Process>) {
+        self.tasks.spawn(lifecycle::watch(self.launcher.clone(), id.clone(), epoch, process.clone(), self.reports.clone()));
+    }
+
+    fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>) {
+        let user_dirs = desired.tenants.keys().map(|id| self.user_dir(id)).collect();
+        let survey = lifecycle::survey(self.state_dir.clone(), user_dirs, instances, self.reports.clone());
+        let gate = self.tasks.gate();
+        self.tasks.spawn(async move {
+            // Cancelled only when nobody waits for the news any more.
+            let _ = tokio::task::spawn_blocking(move || gate.pass(survey)).await;
+        });
+    }
+
+    fn signal(&mut self, process: &Arc<Process>, signal: StopSignal) -> io::Result<()> {
+        process.signal(signal)
+    }
+
+    fn probe_port(&mut self, port: u16) -> PortState {
+        ports::probe_free(&self.launcher.network(), port)
+    }
+
+    fn ask(&mut self, id: &TenantId, epoch: u64, port: u16, now: Moment) {
+        self.asking += 1;
+        self.pulse.ask((id.clone(), epoch), port, now);
+    }
+
+    fn is_asking(&self) -> bool {
+        self.asking > 0
+    }
+
+    fn answers(&mut self, now: Moment) -> Vec<((TenantId, u64), bool)> {
+        let answers = self.pulse.collect(now);
+        self.asking -= answers.len();
+        answers
+    }
+
+    fn publish(&mut self, rows: &[Row]) -> Result<(), TableError> {
+        self.table.publish(rows).map(drop)
+    }
+
+    fn heartbeat(&mut self) {
+        self.table.heartbeat(u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn generation(&self) -> u64 {
+        self.table.generation()
+    }
+
+    fn last_answer(&self, slot: u32) -> Option<u32> {
+        self.activity.slot(slot).and_then(|slot| slot.snapshot().last_answer)
+    }
+
+    fn requests(&self, slot: u32) -> u64 {
+        self.activity.slot(slot).map_or(0, |slot| slot.snapshot().requests)
+    }
+
+    fn isolation(&self) -> Option<Isolation> {
+        Some(self.launcher.isolation())
+    }
+
+    fn limits_memory(&self) -> bool {
+        self.launcher.cgroups().is_some_and(|cgroups| cgroups.controllers().memory.is_on())
+    }
+
+    fn apply_limits(&mut self, id: &TenantId, limits: &CgroupLimits) -> Result<Applied, String> {
+        match self.launcher.cgroups() {
+            Some(cgroups) => cgroups.apply(id, limits).map_err(|error| error.to_string()),
+            None => Ok(Applied::Now),
+        }
+    }
+
+    fn let_go(&mut self, id: &TenantId) {
+        if let Some(Err(error)) = self.launcher.cgroups().map(|cgroups| cgroups.remove(id)) {
+            tracing::warn!(tenant = %id, %error, "its cgroup stays");
+        }
+    }
+
+    fn place_proxy(&mut self, pid: u32) {
+        if let Some(Err(error)) = self.launcher.cgroups().map(|cgroups| cgroups.place_proxy(pid)) {
+            tracing::warn!(pid, %error, "the proxy stays in the agent's cgroup");
+        }
+    }
+
+    fn reset_slot(&mut self, slot: u32) {
+        if let Some(slot) = self.activity.slot(slot) {
+            slot.reset();
+        }
+    }
+}
+
+impl Records for Store {
+    fn load(&mut self) -> Result<Vec<TenantRecord>, StoreError> {
+        Self::load(self)
+    }
+
+    fn quarantined(&mut self, now: u64) -> Result<HashMap<u16, u64>, StoreError> {
+        Self::quarantined(self, now)
+    }
+
+    fn assign_slot(&mut self, id: &TenantId) -> Result<u32, StoreError> {
+        Self::assign_slot(self, id)
+    }
+
+    fn next_epoch(&mut self, id: &TenantId) -> Result<u64, StoreError> {
+        Self::next_epoch(self, id)
+    }
+
+    fn set_program(&mut self, id: &TenantId, program: &str) -> Result<(), StoreError> {
+        Self::set_program(self, id, program)
+    }
+
+    fn set_port(&mut self, id: &TenantId, port: u16) -> Result<(), StoreError> {
+        Self::set_port(self, id, port)
+    }
+
+    fn release_port(&mut self, id: &TenantId, until: u64) -> Result<(), StoreError> {
+        Self::release_port(self, id, until)
+    }
+
+    fn record_instance(&mut self, id: &TenantId, instance: &InstanceRecord) -> Result<(), StoreError> {
+        Self::record_instance(self, id, instance)
+    }
+
+    fn clear_instance(&mut self, id: &TenantId) -> Result<(), StoreError> {
+        Self::clear_instance(self, id)
+    }
+
+    fn set_spec(&mut self, id: &TenantId, spec: &str) -> Result<(), StoreError> {
+        Self::set_spec(self, id, spec)
+    }
+
+    fn programs(&mut self) -> Result<Option<String>, StoreError> {
+        self.note("programs")
+    }
+
+    fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError> {
+        self.set_note("programs", kept)
+    }
+
+    fn tombstone(&mut self, id: &TenantId, at: u64) -> Result<(), StoreError> {
+        Self::tombstone(self, id, at)
+    }
+
+    fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {
+        Self::event(self, at, id, kind, detail)
+    }
+}

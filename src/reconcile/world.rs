@@ -1,0 +1,153 @@
+//! Everything the loop does to the world and asks of it, as two traits.
+//!
+//! The loop's logic ([`super::core`]) has no other way out: no clock, file, process, socket or randomness of its own. So the same
+//! logic runs against the real host ([`super::host::Host`]) and against a simulated one, where an agent dies between any two
+//! calls. Nothing here waits: what takes time is begun, and reports by an [`Event`](super::event::Event).
+
+use std::{collections::HashMap, fmt, io, path::PathBuf, time::Duration};
+
+use super::event::Drain;
+use crate::{
+    desired::{Desired, SqSource, TenantId},
+    instance::{
+        cgroup::{Applied, CgroupLimits},
+        isolation::Isolation,
+        ports::PortState,
+        process::StopSignal,
+        scan::Found,
+        usage::Memory,
+    },
+    observed::Moment,
+    route::{Row, TableError},
+    store::{InstanceRecord, StoreError, TenantRecord},
+};
+
+/// Names one live process and can never come to mean another.
+pub trait Handle: Clone + fmt::Debug {
+    /// Process id.
+    fn pid(&self) -> u32;
+    /// Start time, clock ticks since boot.
+    fn start_time(&self) -> u64;
+}
+
+/// What a start needs that only the loop knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// Whose instance.
+    pub id: TenantId,
+    /// Its slot; gives the instance its user where each has one of its own.
+    pub slot: u32,
+    /// Number of this start; never used before. The instance's key is derived from it.
+    pub epoch: u64,
+    /// On which port.
+    pub port: u16,
+    /// The sq program.
+    pub program: PathBuf,
+    /// What its cgroup limits, where it has one.
+    pub limits: CgroupLimits,
+}
+
+/// Why tenants.toml cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// In one line that names place and remedy.
+    pub summary: String,
+    /// In full.
+    pub text: String,
+}
+
+/// The host as the loop meets it.
+pub trait World {
+    /// A process that runs.
+    type Process: Handle;
+    /// What survives the agent.
+    type Records: Records;
+
+    /// What survives the agent.
+    fn records(&mut self) -> &mut Self::Records;
+    /// The wall clock, seconds since 1970; it may jump. (The monotonic clock comes with each event.)
+    fn unix_now(&self) -> u64;
+    /// Random in 0..=1.
+    fn jitter(&mut self) -> f64;
+
+    /// Changes whenever the content of tenants.toml does; `None` where there is no such file.
+    fn fingerprint(&mut self) -> Option<[u8; 32]>;
+    /// tenants.toml as it stands: what it means, and its text.
+    fn load(&mut self) -> Result<(Desired, String), Refusal>;
+    /// Keeps `text`, the tenants.toml in force, for a start that finds a bad one.
+    fn save_last_good(&mut self, text: &str) -> Result<(), String>;
+    /// Reads keys and certificates anew and hands them to the proxy; the old ones stay in force where that fails.
+    fn renew_settings(&mut self, desired: &Desired) -> Result<(), String>;
+    /// Finds or installs the program after a pause; [`Event::Program`](super::event::Event::Program) says what came of it.
+    fn find_program(&mut self, source: &SqSource, pause: Duration);
+
+    /// Every process that runs as an instance of this host's tenants, whoever started it.
+    fn scan(&mut self) -> io::Result<Vec<Found>>;
+    /// A handle on a process that was found; `None` where it is gone.
+    fn adopt(&mut self, found: &Found) -> io::Result<Option<Self::Process>>;
+    /// Starts and proves an instance, then waits for its end.
+    fn start(&mut self, start: Start);
+    /// Waits until nothing is in flight, or for long enough, then ends the process. Its row says `draining` by now.
+    fn drain_and_stop(&mut self, drain: Drain<Self::Process>);
+    /// Ends processes of `id` that nothing proves to be its instance; the last exit is reported as that of epoch 0.
+    fn stop_unproved(&mut self, id: &TenantId, processes: Vec<Self::Process>);
+    /// Finds out whether one of `found` (where left out: of all that runs) is the start `epoch` of `id`, and which are not.
+    fn look(&mut self, id: &TenantId, epoch: u64, found: Option<Vec<Found>>);
+    /// Waits for the end of an instance that an earlier agent started.
+    fn watch(&mut self, id: &TenantId, epoch: u64, process: &Self::Process);
+    /// Looks at all that runs beside `instances` (by process id, with what was last measured and may still hold), and measures those.
+    fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>);
+    /// Sends a signal; a process that has ended already is no error.
+    fn signal(&mut self, process: &Self::Process, signal: StopSignal) -> io::Result<()>;
+    /// Whether sq could bind `port` now.
+    fn probe_port(&mut self, port: u16) -> PortState;
+
+    /// Asks whoever listens on `port` whether it answers, in the name of the start `epoch` of `id`.
+    fn ask(&mut self, id: &TenantId, epoch: u64, port: u16, now: Moment);
+    /// Whether a question is open.
+    fn is_asking(&self) -> bool;
+    /// Who answered since the last call, and who did not in time.
+    fn answers(&mut self, now: Moment) -> Vec<((TenantId, u64), bool)>;
+
+    /// Makes `rows` the route table; on an error it stays as it was.
+    fn publish(&mut self, rows: &[Row]) -> Result<(), TableError>;
+    /// Shows the readers of the route table that the agent lives.
+    fn heartbeat(&mut self);
+    /// Generation of the route table.
+    fn generation(&self) -> u64;
+    /// When the instance of the tenant in `slot` last answered the proxy, seconds on the monotonic clock.
+    fn last_answer(&self, slot: u32) -> Option<u32>;
+    /// Requests that the proxy took for the tenant in `slot`.
+    fn requests(&self, slot: u32) -> u64;
+    /// What keeps instances apart on this host; `None` where nothing does.
+    fn isolation(&self) -> Option<Isolation>;
+    /// Whether the kernel holds instances to their `memory_max`; else that is for the loop.
+    fn limits_memory(&self) -> bool;
+    /// Holds the running instance of `id` to these limits from now on.
+    fn apply_limits(&mut self, id: &TenantId, limits: &CgroupLimits) -> Result<Applied, String>;
+    /// Nothing of `id` runs any more, and nothing will: its cgroup goes.
+    fn let_go(&mut self, id: &TenantId);
+    /// The proxy lives: it is moved to where the host's administrator expects it.
+    fn place_proxy(&mut self, pid: u32);
+    /// Forgets what `slot` counted: its tenant is gone.
+    fn reset_slot(&mut self, slot: u32);
+}
+
+/// What survives the agent: see [`crate::store::Store`], which is the real one, for the meaning of each.
+#[allow(missing_docs)]
+pub trait Records {
+    fn load(&mut self) -> Result<Vec<TenantRecord>, StoreError>;
+    fn quarantined(&mut self, now: u64) -> Result<HashMap<u16, u64>, StoreError>;
+    fn assign_slot(&mut self, id: &TenantId) -> Result<u32, StoreError>;
+    fn next_epoch(&mut self, id: &TenantId) -> Result<u64, StoreError>;
+    fn set_program(&mut self, id: &TenantId, program: &str) -> Result<(), StoreError>;
+    fn set_port(&mut self, id: &TenantId, port: u16) -> Result<(), StoreError>;
+    fn release_port(&mut self, id: &TenantId, until: u64) -> Result<(), StoreError>;
+    fn record_instance(&mut self, id: &TenantId, instance: &InstanceRecord) -> Result<(), StoreError>;
+    fn clear_instance(&mut self, id: &TenantId) -> Result<(), StoreError>;
+    fn set_spec(&mut self, id: &TenantId, spec: &str) -> Result<(), StoreError>;
+    fn programs(&mut self) -> Result<Option<String>, StoreError>;
+    fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError>;
+    fn tombstone(&mut self, id: &TenantId, at: u64) -> Result<(), StoreError>;
+    fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError>;
+}

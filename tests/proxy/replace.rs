@@ -1,0 +1,340 @@
+//! A proxy is replaced by a new one, and no client notices.
+
+use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
+
+use http::Method;
+use sq_agent::{
+    proxy::supervisor::ProxyEvent,
+    route::{RouteState, Side},
+    secret::Secret,
+};
+
+use super::{
+    busy::Busy,
+    client::{Client, Connection, Http, full, request},
+    fake::Fake,
+    host::{Host, ready, row},
+    load::{Habit, Load},
+    support::eventually,
+};
+
+/// A request on its way through `client`.
+fn ask(client: &Client, http: Http, token: &str) -> tokio::task::JoinHandle<super::client::Answer> {
+    let (client, asked) = (client.clone(), request(Method::GET, token, "/api/v2/toc", full("")));
+    tokio::spawn(async move { client.ask(http, asked).await })
+}
+
+/// Waits for the end of the replaced proxy: which one it was, and what it cut.
+pub async fn retired(host: &Host) -> (u32, Option<u64>) {
+    match host.event(|event| matches!(event, ProxyEvent::Retired { .. })).await {
+        ProxyEvent::Retired { pid, cut } => (pid, cut),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits until the old proxy has heard that it is to go.
+pub async fn is_retiring(host: &Host) {
+    eventually("the old proxy retires", async || host.log("proxy.log").contains("the agent says: end")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_starts_a_new_proxy_and_the_old_one_finishes_what_it_has() {
+    let fake = Fake::start().await;
+    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
+    let (client, token) = (host.client(), host.token("alice"));
+    let asked = [ask(&client, Http::One, &token), ask(&client, Http::Two, &token)];
+    let seen = [fake.next().await, fake.next().await];
+    let old = host.pid;
+    host.agent_that(true).await;
+    let up = host.supervisor.as_mut().unwrap().up().await.unwrap();
+    assert_eq!((up.pid, up.side, up.adopted), (host.pid, Side::B, false));
+    assert_ne!(host.pid, old);
+    is_retiring(&host).await;
+    let new = ask(&client, Http::Two, &token);
+    let in_new = fake.next().await;
+    assert_eq!(host.activity.slot(0).unwrap().in_flight(), 3, "the old one's requests still count");
+    for seen in seen {
+        seen.answer("200 OK", "to the end").await;
+    }
+    for asked in asked {
+        assert_eq!(asked.await.unwrap().text(), "to the end");
+    }
+    assert_eq!(retired(&host).await, (old, Some(0)));
+    assert_eq!(host.activity.slot(0).unwrap().in_flight(), 1, "and the new one's go on counting");
+    in_new.answer("200 OK", "from the new one").await;
+    assert_eq!(new.await.unwrap().text(), "from the new one");
+    host.agent_that(true).await;
+    assert_eq!(host.supervisor.as_mut().unwrap().up().await.unwrap().side, Side::A, "the sides take turns");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_connection_is_told_to_end_by_its_next_answer_and_not_before() {
+    let fake = Fake::start().await;
+    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
+    let (client, token) = (host.client(), host.token("alice"));
+    let asked = || request(Method::GET, &token, "/api/v2/toc", full(""));
+    let mut kept = client.connect(Http::One).await.unwrap();
+    let first = async { kept.ask(asked()).await.unwrap() };
+    let (first, ()) = tokio::join!(first, async { fake.next().await.answer("200 OK", "1").await });
+    assert_eq!(first.header("connection"), "");
+    // Accepted by the old proxy, but not spoken to yet.
+    let fresh = tokio::net::TcpStream::connect(host.address).await.unwrap();
+    let multiplexed = client.connect(Http::Two).await.unwrap();
+    host.agent_that(true).await;
+    is_retiring(&host).await;
+    let (second, ()) = tokio::join!(async { kept.ask(asked()).await.unwrap() }, async { fake.next().await.answer("200 OK", "2").await });
+    assert_eq!((second.header("connection"), second.text().as_str()), ("close", "2"));
+    let Connection::One(sender) = kept else { panic!() };
+    eventually("the connection is closed after it was said", async || sender.is_closed()).await;
+    let mut late = client.over(fresh, Http::One).await.unwrap();
+    let (late, ()) = tokio::join!(async { late.ask(asked()).await.unwrap() }, async { fake.next().await.answer("200 OK", "3").await });
+    assert_eq!((late.header("connection"), late.text().as_str()), ("close", "3"), "a handshake that was under way serves");
+    let mut multiplexed = multiplexed;
+    let (answer, ()) =
+        tokio::join!(async { multiplexed.ask(asked()).await.unwrap() }, async { fake.next().await.answer("200 OK", "4").await });
+    assert_eq!((answer.header("connection"), answer.text().as_str()), ("", "4"));
+    let Connection::Two(sender) = multiplexed else { panic!() };
+    eventually("GOAWAY has ended it", async || sender.is_closed()).await;
+    assert_eq!(retired(&host).await.1, Some(0));
+    host.stop().await;
+}
+
+/// How often the proxy is replaced under load; each time takes about half a second.
+const REPLACEMENTS: usize = 8;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replaced_again_and_again_under_load_the_proxy_fails_no_request() {
+    let busy = Busy::start(Duration::from_millis(3)).await;
+    let tenants = ["keep", "shot", "multi", "up", "down", "parked"];
+    let rows = |parked| {
+        let rows =
+            tenants.iter().zip(0..).map(|(id, slot)| row(id, slot, if *id == "parked" { parked } else { RouteState::Ready }, busy.port, 1));
+        rows.collect::<Vec<_>>()
+    };
+    let mut host = Host::start(&rows(RouteState::Ready)).await;
+    let mut load = Load::new();
+    let users = [
+        ("keep", Habit::KeepAlive, 5),
+        ("shot", Habit::OneShot, 2),
+        ("multi", Habit::Multiplexed, 2),
+        ("up", Habit::Upload(Http::One), 1),
+        ("up", Habit::Upload(Http::Two), 1),
+        ("down", Habit::Download(Http::One), 1),
+        ("down", Habit::Download(Http::Two), 1),
+        ("parked", Habit::KeepAlive, 2),
+        ("parked", Habit::Multiplexed, 1),
+    ];
+    for (id, habit, count) in users {
+        (0..count).for_each(|_| load.user(habit, host.client(), host.token(id)));
+    }
+    for _ in 0..REPLACEMENTS {
+        let before = load.answered();
+        eventually("everybody is at work", async || load.answered() > before + 50).await;
+        let old = host.pid;
+        host.publish(&rows(RouteState::Starting)).await;
+        host.agent_that(true).await;
+        host.publish(&rows(RouteState::Ready)).await;
+        assert_eq!(retired(&host).await, (old, Some(0)));
+    }
+    let (answered, failures) = load.end().await;
+    assert!(failures.is_empty(), "{} of {answered} failed: {failures:#?}\n{}", failures.len(), host.log("proxy.log"));
+    eprintln!("{REPLACEMENTS} replacements, {answered} requests answered, none failed");
+    assert_eq!(host.activity.slots().iter().map(|slot| slot.in_flight()).sum::<u32>(), 0);
+    assert_eq!(busy.writes().1, 1, "and the writes of a tenant came one by one");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_proxy_that_does_not_come_up_is_given_up_and_the_old_one_goes_on() {
+    let fake = Fake::start().await;
+    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
+    let (client, token) = (host.client(), host.token("alice"));
+    let mute = host.path().join("mute");
+    std::fs::write(&mute, "#!/bin/sh\nexec sleep 60\n").unwrap();
+    std::fs::set_permissions(&mute, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let mut bad = host.settings.borrow().as_ref().clone();
+    bad.tls_key_pem = Secret::new(*b"no key at all");
+    let good = host.settings.borrow().clone();
+    let us = std::path::PathBuf::from(env!("CARGO_BIN_EXE_sq-agent"));
+    for (exe, settings, why) in
+        [("/bin/false".into(), good.clone(), "exit status: 1"), (mute, good.clone(), "it did not"), (us, Arc::new(bad), "private key")]
+    {
+        let kept = ask(&client, Http::Two, &token);
+        let seen = fake.next().await;
+        host.settings.send_replace(settings);
+        host.agent_begins(&exe, true).await;
+        let not_up = host.supervisor.as_mut().unwrap().up().await.unwrap_err();
+        assert!(not_up.why.contains(why) && not_up.still_serving == Some(host.pid), "{not_up:?}");
+        seen.answer("200 OK", "unharmed").await;
+        assert_eq!(kept.await.unwrap().text(), "unharmed");
+        let after = ask(&client, Http::One, &token);
+        fake.next().await.answer("200 OK", "still here").await;
+        let after = after.await.unwrap();
+        assert_eq!((after.text().as_str(), after.header("connection")), ("still here", ""));
+    }
+    host.settings.send_replace(good);
+    host.agent().await;
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_waits_for_the_one_before_and_everybody_is_served_meanwhile() {
+    let fake = Fake::start().await;
+    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
+    let (client, token) = (host.client(), host.token("alice"));
+    let slow = ask(&client, Http::Two, &token);
+    let seen = fake.next().await;
+    let first = host.pid;
+    host.agent_that(true).await;
+    let second = host.pid;
+    host.agent_that(true).await;
+    assert_eq!(host.pid, second, "the present one is kept until then");
+    let meanwhile = ask(&client, Http::One, &token);
+    fake.next().await.answer("200 OK", "meanwhile").await;
+    assert_eq!(meanwhile.await.unwrap().text(), "meanwhile");
+    seen.answer("200 OK", "at last").await;
+    assert_eq!(slow.await.unwrap().text(), "at last");
+    let up = host.supervisor.as_mut().unwrap().up().await.unwrap();
+    assert!(!up.adopted && up.pid != second && up.side == Side::A, "{up:?}");
+    host.pid = up.pid;
+    assert_eq!(retired(&host).await, (first, Some(0)));
+    assert_eq!(retired(&host).await, (second, Some(0)));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_retires_is_left_to_finish_by_the_next_agent() {
+    let fake = Fake::start().await;
+    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
+    let (client, token) = (host.client(), host.token("alice"));
+    let slow = ask(&client, Http::One, &token);
+    let seen = fake.next().await;
+    let old = host.pid;
+    host.agent_that(true).await;
+    let new = host.pid;
+    host.agent().await;
+    assert_eq!(host.pid, new, "adopted");
+    assert_eq!(host.activity.slot(0).unwrap().in_flight(), 1, "a living proxy's side is left alone");
+    seen.answer("200 OK", "finished").await;
+    assert_eq!(slow.await.unwrap().text(), "finished");
+    assert_eq!(retired(&host).await, (old, Some(0)));
+    host.stop().await;
+}
+
+/// The agent died after the new proxy served and before the old one was told.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_serve_the_newer_is_adopted_and_the_older_retires() {
+    let fake = Fake::start().await;
+    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
+    let (client, token) = (host.client(), host.token("alice"));
+    let slow = ask(&client, Http::One, &token);
+    let seen = fake.next().await;
+    let old = host.pid;
+    let run = host.path().join("run");
+    let (a, b, hidden) = (run.join("proxy-a.sock"), run.join("proxy-b.sock"), run.join("hidden"));
+    host.supervisor.take().unwrap().detach().await;
+    std::fs::rename(&a, &hidden).unwrap();
+    host.address.set_port(0);
+    host.agent().await;
+    let new = host.pid;
+    assert_ne!(new, old);
+    host.supervisor.take().unwrap().detach().await;
+    std::fs::rename(&a, &b).unwrap();
+    std::fs::rename(&hidden, &a).unwrap();
+    host.agent().await;
+    assert_eq!(host.pid, new);
+    seen.answer("200 OK", "finished").await;
+    assert_eq!(slow.await.unwrap().text(), "finished");
+    assert_eq!(retired(&host).await, (old, Some(0)));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_retiring_proxy_must_cut_it_names_and_counts() {
+    let fake = Fake::start().await;
+    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
+    let (client, token) = (host.client(), host.token("alice"));
+    let cut = tokio::spawn(async move {
+        client.connect(Http::One).await.unwrap().ask(request(Method::GET, &token, "/api/v2/toc?p=private", full(""))).await
+    });
+    let _seen = fake.next().await;
+    let old = host.pid;
+    host.agent_that(true).await;
+    // The agent ends and leaves less than the 30 s.
+    let ending = tokio::spawn(host.supervisor.take().unwrap().shutdown(Duration::from_millis(100)));
+    assert_eq!(retired(&host).await, (old, Some(1)));
+    ending.await.unwrap();
+    assert!(cut.await.unwrap().is_err());
+    let log = host.log("proxy.log");
+    let named = |line: &&str| line.contains("did not finish in time") && line.contains("alice");
+    let line = log.lines().find(named).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("GET") && line.contains("/api/v2/toc") && line.contains("age_ms") && !line.contains("private"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_proxy_that_dies_while_the_old_one_retires_is_followed_by_another_on_its_side() {
+    let fake = Fake::start().await;
+    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
+    let (client, token) = (host.client(), host.token("alice"));
+    let slow = ask(&client, Http::One, &token);
+    let seen = fake.next().await;
+    let old = host.pid;
+    host.agent_that(true).await;
+    super::agent::kill(host.pid);
+    match host.event(|event| matches!(event, ProxyEvent::Up { .. })).await {
+        ProxyEvent::Up { pid, side, .. } => {
+            assert_eq!(side, Side::B);
+            host.pid = pid;
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(host.activity.slot(0).unwrap().in_flight(), 1, "only the dead one's side is cleared");
+    seen.answer("200 OK", "unharmed").await;
+    assert_eq!(slow.await.unwrap().text(), "unharmed");
+    assert_eq!(retired(&host).await, (old, Some(0)));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_another_build_is_replaced_without_being_asked_to() {
+    let mut host = Host::start(&[]).await;
+    let old = host.pid;
+    let other = host.path().join("sq-agent");
+    std::fs::write(&other, format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_sq-agent"))).unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o700)).unwrap();
+    host.agent_of(&other, false).await;
+    let up = host.supervisor.as_mut().unwrap().up().await.unwrap();
+    assert!(!up.adopted, "{up:?}");
+    assert_eq!(retired(&host).await, (old, Some(0)));
+    host.stop().await;
+}
+
+/// Of a version that knows two words: how to greet, and how to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_speaks_another_protocol_is_replaced_too() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut host = Host::start(&[]).await;
+    host.supervisor.take().unwrap().shutdown(Duration::ZERO).await;
+    let mut process = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+    let socket = tokio::net::UnixListener::bind(host.path().join("run/proxy-b.sock")).unwrap();
+    let ended = tokio::spawn(async move {
+        let (mut agent, _) = socket.accept().await.unwrap();
+        let hello = format!(r#"{{"Hello":{{"pid":{},"version":"0.0.1","side":1,"listeners":0}}}}"#, process.id());
+        agent.write_all(&[&u32::try_from(hello.len()).unwrap().to_le_bytes()[..], hello.as_bytes()].concat()).await.unwrap();
+        let mut heard = vec![0; 4];
+        agent.read_exact(&mut heard).await.unwrap();
+        heard.resize(u32::from_le_bytes(heard[..4].try_into().unwrap()) as usize, 0);
+        agent.read_exact(&mut heard).await.unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        String::from_utf8(heard).unwrap()
+    });
+    host.activity.slot(5).unwrap().enter(Side::B);
+    host.agent().await;
+    assert_eq!(host.supervisor.as_mut().unwrap().up().await.unwrap().side, Side::A);
+    assert_eq!(ended.await.unwrap(), r#"{"Shutdown":{"grace_ms":30000,"retire":true}}"#);
+    assert_eq!(retired(&host).await.1, None, "it said nothing of what it cut");
+    assert_eq!(host.activity.slot(5).unwrap().in_flight(), 0);
+    host.stop().await;
+}
