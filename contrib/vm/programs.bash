@@ -1,0 +1,18 @@
+# The two programs that limits and systemd put into the machine. Sourced, never run.
+
+agent='' sq=''
+
+# programs: builds what was not given: $agent, $sq.
+programs() {
+  cd "$here/../.."
+  if [ -z "$agent" ]; then
+    cargo build --locked --release
+    agent=$PWD/target/release/sq-agent
+  fi
+  if [ -z "$sq" ]; then
+    sq=$PWD/target/vm-tools/bin/sq
+    [ -x "$sq" ] || cargo install sq --version 0.6.0 --locked --quiet --root target/vm-tools
+  fi
+  [ -x "$agent" ] || { echo "no program $agent" >&2; exit 2; }
+  [ -x "$sq" ] || { echo "no program $sq" >&2; exit 2; }
+}
