@@ -74,9 +74,6 @@ fn prepare_and_exec(launch: &Launch, fds: &LaunchFds, in_cgroup: bool, filters: 
     step("limiting its files", setrlimit(Resource::RLIMIT_FSIZE, file_size, file_size))?;
     // Opened anew at each start, since an update may have replaced any of these files, and before the user changes.
     let rules = launch.parts.landlock.then(|| Rules::for_program(&launch.program));
-    if launch.parts.privileges {
-        privileges::close_bounding_set();
-    }
     if let Some(user) = launch.user {
         // By user, so it means something only for a user of its own.
         step("limiting its threads", setrlimit(Resource::RLIMIT_NPROC, limits::MAX_THREADS, limits::MAX_THREADS))?;

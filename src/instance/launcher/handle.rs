@@ -230,8 +230,7 @@ impl Launcher {
 
     fn again(&self) -> Result<Line, LauncherError> {
         let enter = if self.0.namespaces.is_empty() { Enter::Host } else { Enter::Join };
-        // What this host permits is known.
-        let (line, found, _) = Line::begin(&self.0.config.exe, enter, &self.0.namespaces, Parts::default(), None)?;
+        let (line, found, _) = Line::begin(&self.0.config.exe, enter, &self.0.namespaces, self.0.parts, None)?;
         match found.network {
             Part::Off { reason, .. } if enter == Enter::Join => Err(LauncherError::Refused { what: reason, errno: None }),
             _ => Ok(line),

@@ -15,7 +15,7 @@ use super::{
     wire::{self, Launch, LaunchFds, MAX_DESCRIPTORS, Ready, Reply, Request},
 };
 use crate::{
-    instance::sandbox::seccomp::Filters,
+    instance::sandbox::{privileges, seccomp::Filters},
     sys::{Forked, ParentOfFork, SingleThread},
 };
 
@@ -33,6 +33,10 @@ pub fn run() -> io::Result<()> {
     // An instance of the same user must not look into the process that starts the next one. Not before: it would close the
     // files in /proc that map our user.
     prctl::set_dumpable(false)?;
+    if parts.privileges {
+        // It counts at an exec alone, so this process keeps what it needs, and no instance can get it back.
+        privileges::close_bounding_set();
+    }
     let Tried { privileges, landlock, seccomp, user } = trial::hold(&thread, parts, own_user)?;
     let fds: Vec<BorrowedFd<'_>> = namespaces.iter().map(AsFd::as_fd).collect();
     wire::send(&agent, &Reply::Ready(Box::new(Ready { network, privileges, landlock, seccomp, user })), &fds)?;
