@@ -194,6 +194,37 @@ async fn what_an_instance_has_given_up_is_seen_from_outside() {
     assert_eq!(environment, "PATH=/usr/local/bin:/usr/bin:/bin\0");
     let limits = fs::read_to_string(format!("/proc/{}/limits", sq.0.pid())).unwrap();
     assert!(limits.lines().any(|line| line.starts_with("Max file size") && line.contains("1073741824")), "{limits}");
+    // What the agent looks at stays open to it.
+    fs::read(format!("/proc/{}/smaps_rollup", sq.0.pid())).unwrap();
+}
+
+#[tokio::test]
+async fn an_sq_that_was_replaced_under_a_running_agent_starts() {
+    let dir = state_dir();
+    let binary = dir.path().join("sq");
+    let launcher = Launcher::start(config(dir.path())).unwrap();
+    for id in ["a", "b"] {
+        // By rename, as a package does: another file of the same name. Written by another process, since a descriptor of ours
+        // would make it busy.
+        let new = dir.path().join("sq.new");
+        assert!(Command::new("cp").args([&sq_binary(), &new]).status().unwrap().success());
+        fs::rename(&new, &binary).unwrap();
+        launch(&launcher, SpawnSpec { binary: binary.clone(), ..spec(dir.path(), id, free_port()) }).await;
+    }
+}
+
+#[tokio::test]
+async fn an_sq_that_other_users_cannot_reach_runs_as_the_agents_own_and_that_is_said() {
+    let dir = state_dir();
+    let closed = dir.path().join("closed");
+    fs::DirBuilder::new().mode(0o700).create(&closed).unwrap();
+    assert!(Command::new("cp").args([&sq_binary(), &closed.join("sq")]).status().unwrap().success());
+    let launcher = Launcher::start(config(dir.path())).unwrap();
+    assert_eq!(launcher.isolation().user.is_on(), is_root());
+    let sq = launch(&launcher, SpawnSpec { binary: closed.join("sq"), ..spec(dir.path(), "a", free_port()) }).await;
+    assert_eq!(fs::metadata(format!("/proc/{}", sq.0.pid())).unwrap().uid(), rustix::process::geteuid().as_raw());
+    let Part::Off { reason, .. } = launcher.isolation().user else { panic!("it is off now") };
+    assert!(!is_root() || reason.contains("closed"), "{reason}");
 }
 
 #[tokio::test]
