@@ -99,7 +99,7 @@ async fn an_instance_is_born_in_its_cgroup_and_found_there_with_its_children() {
     assert!(host.cgroups.processes(&id).unwrap().contains(&process.pid()));
     let born = fs::read_to_string(user_dir(host.dir.path(), &id).join("born")).unwrap();
     assert!(born.lines().any(|line| line.starts_with("0::") && line.ends_with("/tenant-cgroup.procs")), "{born}");
-    assert_eq!(host.cgroups.list().unwrap(), [id.clone()]);
+    assert_eq!(host.cgroups.list().unwrap(), std::slice::from_ref(&id));
     host.cgroups.remove(&id).unwrap_err();
     assert!(host.cgroups.processes(&tenant("nobody")).unwrap().is_empty());
     host.cgroups.kill(&tenant("nobody")).unwrap();
@@ -140,9 +140,9 @@ async fn each_controller_is_on_or_off_with_a_reason_and_a_remedy() {
     assert_eq!(host.cgroups.pids(&id).unwrap().is_some(), controllers.pids.is_on());
 }
 
-/// Holds so many bytes and waits.
+/// Holds so many bytes and waits. A file in memory that has no name any more is the fastest way to get them.
 fn holds(bytes: u64) -> String {
-    format!("x=$(head -c {bytes} /dev/zero | tr '\\0' x); echo there > there; read line < /dev/tty || sleep 60")
+    format!("exec 3<> /dev/shm/sq-agent-test-$$; rm /dev/shm/sq-agent-test-$$; head -c {bytes} /dev/zero >&3; echo there > there; sleep 60")
 }
 
 fn there(host: &Host, id: &str) -> bool {
@@ -187,7 +187,7 @@ async fn an_instance_that_starts_processes_without_end_is_refused() {
     if !host.has(|cgroups| &cgroups.controllers().pids) {
         return;
     }
-    host.run("a", NONE, "while :; do sleep 60 & done");
+    host.run("a", NONE, "mkfifo fifo; while :; do (: < fifo) & done");
     eventually("one more was refused", || std::future::ready(host.cgroups.pids(&tenant("a")).unwrap().unwrap().refused > 0)).await;
     assert!(host.cgroups.pids(&tenant("a")).unwrap().unwrap().current <= 1_024);
 }

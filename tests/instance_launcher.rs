@@ -27,7 +27,7 @@ use sq_agent::{
         probe::{self, KeyedAnswer, ProbeError},
         process::StopSignal,
         scan::scan,
-        spawn::SpawnSpec,
+        spawn::{SpawnSpec, spawn},
         stop::stop,
     },
 };
@@ -194,6 +194,37 @@ async fn what_an_instance_has_given_up_is_seen_from_outside() {
     assert_eq!(environment, "PATH=/usr/local/bin:/usr/bin:/bin\0");
     let limits = fs::read_to_string(format!("/proc/{}/limits", sq.0.pid())).unwrap();
     assert!(limits.lines().any(|line| line.starts_with("Max file size") && line.contains("1073741824")), "{limits}");
+    // What the agent looks at stays open to it.
+    fs::read(format!("/proc/{}/smaps_rollup", sq.0.pid())).unwrap();
+}
+
+#[tokio::test]
+async fn an_sq_that_was_replaced_under_a_running_agent_starts() {
+    let dir = state_dir();
+    let binary = dir.path().join("sq");
+    let launcher = Launcher::start(config(dir.path())).unwrap();
+    for id in ["a", "b"] {
+        // By rename, as a package does: another file of the same name. Written by another process, since a descriptor of ours
+        // would make it busy.
+        let new = dir.path().join("sq.new");
+        assert!(Command::new("cp").args([&sq_binary(), &new]).status().unwrap().success());
+        fs::rename(&new, &binary).unwrap();
+        launch(&launcher, SpawnSpec { binary: binary.clone(), ..spec(dir.path(), id, free_port()) }).await;
+    }
+}
+
+#[tokio::test]
+async fn an_sq_that_other_users_cannot_reach_runs_as_the_agents_own_and_that_is_said() {
+    let dir = state_dir();
+    let closed = dir.path().join("closed");
+    fs::DirBuilder::new().mode(0o700).create(&closed).unwrap();
+    assert!(Command::new("cp").args([&sq_binary(), &closed.join("sq")]).status().unwrap().success());
+    let launcher = Launcher::start(config(dir.path())).unwrap();
+    assert_eq!(launcher.isolation().user.is_on(), is_root());
+    let sq = launch(&launcher, SpawnSpec { binary: closed.join("sq"), ..spec(dir.path(), "a", free_port()) }).await;
+    assert_eq!(fs::metadata(format!("/proc/{}", sq.0.pid())).unwrap().uid(), rustix::process::geteuid().as_raw());
+    let Part::Off { reason, .. } = launcher.isolation().user else { panic!("it is off now") };
+    assert!(!is_root() || reason.contains("closed"), "{reason}");
 }
 
 #[tokio::test]
@@ -349,5 +380,87 @@ fn refuse(calls: &[(libc::c_long, i32)]) {
         let refused = SeccompAction::Errno(errno.cast_unsigned());
         let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, std::env::consts::ARCH.try_into().unwrap()).unwrap();
         apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+    }
+}
+
+/// What starts cost.
+struct Pace {
+    per_second: f64,
+    /// From the call until sq's image runs, on average.
+    born: Duration,
+    /// Processor time of all that took part: this process, the launcher, sq.
+    cpu: Duration,
+}
+
+/// Starts `count` instances, a few at once, and waits until each has answered.
+async fn pace(launcher: Option<Launcher>, state_dir: &Path, count: u32) -> Pace {
+    const AT_ONCE: usize = 4;
+    let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let network = launcher.as_ref().map_or_else(Network::host, Launcher::network);
+    let specs: Vec<_> = (0..count).map(|n| spec(state_dir, &format!("t{n}"), free_port())).collect();
+    let cpu_before = cpu(launcher.as_ref());
+    let begun = std::time::Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for spec in specs {
+        let (launcher, network, permits) = (launcher.clone(), network.clone(), permits.clone());
+        tasks.spawn(async move {
+            let _permit = permits.acquire_owned().await.unwrap();
+            let (port, begun) = (spec.port, std::time::Instant::now());
+            let start = move || match launcher {
+                Some(launcher) => launcher.launch(&spec).unwrap(),
+                None => spawn(&spec).unwrap(),
+            };
+            let sq = Sq(tokio::task::spawn_blocking(start).await.unwrap());
+            let born = begun.elapsed();
+            probe::until_ready(&network, &sq.0, port, "key-a", tokio::time::Instant::now() + DEADLINE).await.unwrap();
+            (sq, born)
+        });
+    }
+    let started = tasks.join_all().await;
+    let per_second = f64::from(count) / begun.elapsed().as_secs_f64();
+    for (sq, _) in &started {
+        sq.0.signal(StopSignal::Kill).unwrap();
+        sq.0.exited().await;
+    }
+    let born = started.iter().map(|(_, born)| *born).sum::<Duration>() / count;
+    Pace { per_second, born, cpu: (cpu(launcher.as_ref()) - cpu_before) / count }
+}
+
+/// Processor time so far.
+fn cpu(launcher: Option<&Launcher>) -> Duration {
+    let used = |who| {
+        let usage = nix::sys::resource::getrusage(who).unwrap();
+        let time =
+            |time: nix::sys::time::TimeVal| Duration::from_micros(u64::try_from(time.tv_sec() * 1_000_000 + time.tv_usec()).unwrap());
+        time(usage.user_time()) + time(usage.system_time())
+    };
+    let launcher = launcher.map_or(0, |launcher| {
+        let text = fs::read_to_string(format!("/proc/{}/schedstat", launcher.pid())).unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    });
+    use nix::sys::resource::UsageWho::{RUSAGE_CHILDREN, RUSAGE_SELF};
+    used(RUSAGE_SELF) + used(RUSAGE_CHILDREN) + Duration::from_nanos(launcher)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement: run it with --release --nocapture on an idle machine"]
+async fn the_launchers_pace_beside_a_plain_spawn() {
+    prepare_agent_limits().unwrap();
+    let nothing = Wanted::NOTHING;
+    let ways = [
+        ("plain spawn", None),
+        ("nothing", Some(nothing)),
+        ("network", Some(Wanted { network: true, ..nothing })),
+        ("landlock", Some(Wanted { landlock: true, ..nothing })),
+        ("seccomp", Some(Wanted { seccomp: true, ..nothing })),
+        ("privileges", Some(Wanted { privileges: true, ..nothing })),
+        ("user", Some(Wanted { user: true, ..nothing })),
+        ("everything", Some(Wanted::EVERYTHING)),
+    ];
+    for (name, wanted) in ways {
+        let dir = state_dir();
+        let launcher = wanted.map(|wanted| Launcher::start(LauncherConfig { wanted, ..config(dir.path()) }).unwrap());
+        let Pace { per_second, born, cpu } = pace(launcher, dir.path(), 500).await;
+        println!("{name}: {per_second:.0} starts/s, {} µs until sq runs, {} µs of processor each", born.as_micros(), cpu.as_micros());
     }
 }

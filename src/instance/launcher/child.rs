@@ -40,9 +40,9 @@ fn step<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Resu
 }
 
 /// Becomes the program. Never returns; a failure goes into the error pipe as `errno step`.
-pub(super) fn become_program(launch: &Launch, fds: LaunchFds, in_cgroup: bool, rules: &Rules, filters: Option<&Filters>) -> ! {
+pub(super) fn become_program(launch: &Launch, fds: LaunchFds, in_cgroup: bool, filters: Option<&Filters>) -> ! {
     // A panic must not unwind into the loop of the original.
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| prepare_and_exec(launch, &fds, in_cgroup, rules, filters)));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| prepare_and_exec(launch, &fds, in_cgroup, filters)));
     let failed = match outcome {
         Ok(Err(failed)) => failed,
         Ok(Ok(never)) => match never {},
@@ -54,13 +54,7 @@ pub(super) fn become_program(launch: &Launch, fds: LaunchFds, in_cgroup: bool, r
     sys::exit_now(127)
 }
 
-fn prepare_and_exec(
-    launch: &Launch,
-    fds: &LaunchFds,
-    in_cgroup: bool,
-    rules: &Rules,
-    filters: Option<&Filters>,
-) -> Result<Infallible, Failed> {
+fn prepare_and_exec(launch: &Launch, fds: &LaunchFds, in_cgroup: bool, filters: Option<&Filters>) -> Result<Infallible, Failed> {
     let text = |bytes: &[u8]| step("reading its arguments", CString::new(bytes).map_err(io::Error::from));
     let program = text(launch.program.as_os_str().as_bytes())?;
     let args = launch.args.iter().map(|arg| text(arg.as_bytes())).collect::<Result<Vec<_>, _>>()?;
@@ -78,9 +72,8 @@ fn prepare_and_exec(
     step("resetting SIGPIPE", sys::default_broken_pipe())?;
     let file_size = limits::MAX_FILE_BYTES;
     step("limiting its files", setrlimit(Resource::RLIMIT_FSIZE, file_size, file_size))?;
-    if launch.parts.privileges {
-        privileges::close_bounding_set();
-    }
+    // Opened anew at each start, since an update may have replaced any of these files, and before the user changes.
+    let rules = launch.parts.landlock.then(|| Rules::for_program(&launch.program));
     if let Some(user) = launch.user {
         // By user, so it means something only for a user of its own.
         step("limiting its threads", setrlimit(Resource::RLIMIT_NPROC, limits::MAX_THREADS, limits::MAX_THREADS))?;
@@ -91,7 +84,7 @@ fn prepare_and_exec(
     if launch.parts.privileges {
         step("giving up privileges", privileges::give_up())?;
     }
-    if launch.parts.landlock {
+    if let Some(rules) = rules {
         let data: Vec<_> = fds.data.iter().map(AsFd::as_fd).collect();
         step("restricting it by Landlock", rules.apply(&data, launch.port).map_err(io::Error::other))?;
     }

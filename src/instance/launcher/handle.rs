@@ -1,13 +1,9 @@
 //! The agent's end of the launcher: starts it, starts it again when it died, and asks.
 
 use std::{
-    fs::{self, File},
     io::{self, Read},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    os::unix::fs::MetadataExt,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -17,10 +13,12 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags, openat},
-    net::{AddressFamily, SocketFlags, SocketType, socketpair},
 };
 
-use super::wire::{self, Enter, Launch, MAX_DESCRIPTORS, Ready as Found, Reply, Request};
+use super::{
+    line::{LauncherError, Line, io_error, namespaces_of},
+    wire::{Enter, Launch, MAX_DESCRIPTORS, Ready as Found, Reply, Request},
+};
 use crate::instance::{
     cgroup::{CgroupError, Cgroups},
     isolation::{Isolation, Part, Wanted},
@@ -34,7 +32,7 @@ use crate::instance::{
 
 /// What a launcher is started with.
 pub struct LauncherConfig {
-    /// This program.
+    /// This program. `/proc/self/exe` is the very one that runs, though its file may have been replaced meanwhile.
     pub exe: PathBuf,
     /// Holds `users/`.
     pub state_dir: PathBuf,
@@ -44,38 +42,6 @@ pub struct LauncherConfig {
     pub like: Option<u32>,
     /// Where tenants have cgroups; else why not.
     pub cgroups: Result<Cgroups, Part>,
-}
-
-/// Why there is no launcher.
-#[derive(Debug, thiserror::Error)]
-pub enum LauncherError {
-    /// It could not be started, or the conversation with it broke.
-    #[error("the launcher of instances: {what}: {error}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// It refused.
-    #[error("the launcher of instances could not {what}{}", errno.map_or_else(String::new, |errno| format!(": {}", io::Error::from_raw_os_error(errno))))]
-    Refused {
-        /// What.
-        what: String,
-        /// The kernel's reason, where it was the kernel.
-        errno: Option<i32>,
-    },
-    /// It answered something else.
-    #[error("the launcher of instances answered out of turn")]
-    OutOfTurn,
-    /// The network in which instances of an earlier agent live is out of reach.
-    #[error("the network in which process {pid} lives cannot be entered: {why}; restart the instances with `sq-agent restart`")]
-    Network {
-        /// The process.
-        pid: u32,
-        /// Why.
-        why: String,
-    },
 }
 
 /// Why an instance could not be started. sq's own failures come later, as an exit.
@@ -114,12 +80,6 @@ struct Shared {
     parts: Parts,
     /// Sockets made in advance: one trip for many.
     stock: Mutex<Vec<OwnedFd>>,
-}
-
-/// A conversation with one launcher process.
-struct Line {
-    socket: OwnedFd,
-    child: Child,
 }
 
 /// How long a child may take from fork to exec; it takes under a millisecond.
@@ -163,7 +123,7 @@ impl Launcher {
         // What this host cannot do is not asked of each start.
         let parts =
             Parts { privileges: isolation.privileges.is_on(), landlock: isolation.landlock.is_on(), seccomp: isolation.seccomp.is_on() };
-        let pid = AtomicU32::new(line.child.id());
+        let pid = AtomicU32::new(line.pid());
         let (line, isolation, stock) = (Mutex::new(line), Mutex::new(isolation), Mutex::default());
         Ok(Self(Arc::new(Shared { config, line, pid, namespaces, isolation, parts, stock })))
     }
@@ -240,7 +200,9 @@ impl Launcher {
     pub(in crate::instance) fn socket(&self) -> io::Result<OwnedFd> {
         let mut stock = lock(&self.0.stock);
         if stock.is_empty() {
-            match self.ask(&Request::Sockets { count: MAX_DESCRIPTORS }, &[]).map_err(io::Error::other)? {
+            let more = || self.ask(&Request::Sockets { count: MAX_DESCRIPTORS }, &[]);
+            // Sockets can be asked for again, where it died over the first question.
+            match more().or_else(|_| more()).map_err(io::Error::other)? {
                 (Reply::Sockets, sockets) => *stock = sockets,
                 _ => return Err(io::Error::other(LauncherError::OutOfTurn)),
             }
@@ -257,24 +219,18 @@ impl Launcher {
     /// unless it may have done what it was asked to do.
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), LauncherError> {
         let mut line = lock(&self.0.line);
-        if let Err(error) = wire::send(&line.socket, request, fds) {
+        if let Err(error) = line.say(request, fds) {
             tracing::warn!(%error, "the launcher of instances has died and is started again");
-            line.end();
             *line = self.again()?;
-            self.0.pid.store(line.child.id(), Ordering::Relaxed);
-            wire::send(&line.socket, request, fds).map_err(|error| io_error("asking it", error))?;
+            self.0.pid.store(line.pid(), Ordering::Relaxed);
+            line.say(request, fds).map_err(|error| io_error("asking it", error))?;
         }
-        match wire::receive(&line.socket).map_err(|error| io_error("hearing its answer", error))? {
-            Some((Reply::Failed { what, errno }, _)) => Err(LauncherError::Refused { what, errno }),
-            Some(answer) => Ok(answer),
-            None => Err(io_error("hearing its answer", io::ErrorKind::UnexpectedEof.into())),
-        }
+        line.hear()
     }
 
     fn again(&self) -> Result<Line, LauncherError> {
         let enter = if self.0.namespaces.is_empty() { Enter::Host } else { Enter::Join };
-        // What this host permits is known.
-        let (line, found, _) = Line::begin(&self.0.config.exe, enter, &self.0.namespaces, Parts::default(), None)?;
+        let (line, found, _) = Line::begin(&self.0.config.exe, enter, &self.0.namespaces, self.0.parts, None)?;
         match found.network {
             Part::Off { reason, .. } if enter == Enter::Join => Err(LauncherError::Refused { what: reason, errno: None }),
             _ => Ok(line),
@@ -312,70 +268,8 @@ impl Launcher {
     }
 }
 
-impl Line {
-    /// Starts a launcher and hears what it found.
-    fn begin(
-        exe: &Path,
-        network: Enter,
-        namespaces: &[OwnedFd],
-        parts: Parts,
-        own_user: Option<u32>,
-    ) -> Result<(Self, Found, Vec<OwnedFd>), LauncherError> {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .map_err(|error| io_error("making its socket", error.into()))?;
-        let child = Command::new(exe)
-            .arg("launcher")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .current_dir("/")
-            .env_clear()
-            .process_group(0)
-            .spawn()
-            .map_err(|error| io_error("starting it", error))?;
-        let mut line = Self { socket: ours, child };
-        let heard = line.introduce(network, namespaces, parts, own_user);
-        if heard.is_err() {
-            line.end();
-        }
-        heard.map(|(found, namespaces)| (line, found, namespaces))
-    }
-
-    fn introduce(
-        &mut self,
-        network: Enter,
-        namespaces: &[OwnedFd],
-        parts: Parts,
-        own_user: Option<u32>,
-    ) -> Result<(Found, Vec<OwnedFd>), LauncherError> {
-        let fds: Vec<BorrowedFd<'_>> = namespaces.iter().map(AsFd::as_fd).collect();
-        wire::send(&self.socket, &Request::Begin { network, parts, own_user }, &fds).map_err(|error| io_error("greeting it", error))?;
-        match wire::receive(&self.socket).map_err(|error| io_error("hearing its greeting", error))? {
-            Some((Reply::Ready(found), namespaces)) => Ok((*found, namespaces)),
-            Some(_) => Err(LauncherError::OutOfTurn),
-            None => Err(io_error("hearing its greeting", io::ErrorKind::UnexpectedEof.into())),
-        }
-    }
-
-    /// Ends and reaps it.
-    fn end(&mut self) {
-        // Both fail only where it has ended and was reaped.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn io_error(what: &'static str, error: io::Error) -> LauncherError {
-    LauncherError::Io { what, error }
 }
 
 /// What the child wrote into the error pipe; its end alone means that sq's image runs.
@@ -441,17 +335,4 @@ fn prepare_data(ready: &Ready, directory: &OwnedFd, user: Option<u32>) -> Result
         }
     }
     Ok(data)
-}
-
-/// The namespaces of a process that differ from ours: user, then network. Empty if it lives in our network.
-fn namespaces_of(pid: u32) -> io::Result<Vec<OwnedFd>> {
-    let foreign = |kind: &str| -> io::Result<Option<OwnedFd>> {
-        let file = File::open(format!("/proc/{pid}/ns/{kind}"))?;
-        let (theirs, ours) = (file.metadata()?, fs::metadata(format!("/proc/self/ns/{kind}"))?);
-        Ok(((theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino())).then(|| file.into()))
-    };
-    match foreign("net")? {
-        None => Ok(Vec::new()),
-        Some(network) => Ok(foreign("user")?.into_iter().chain([network]).collect()),
-    }
 }

@@ -5,14 +5,16 @@
 //! (CLONE_PARENT), straight into the tenant's cgroup, and hands over a pidfd: to the agent an instance is a child as any other.
 //!
 //! [`serve`] is the process, [`child`] what happens between fork and exec, [`trial`] finds out what this host permits,
-//! [`network`] makes or enters the network, [`wire`] is the language, [`handle`] the agent's end.
+//! [`network`] makes or enters the network, [`wire`] is the language, [`line`] and [`handle`] are the agent's end.
 
 mod child;
-pub mod handle;
+mod handle;
+mod line;
 mod network;
 mod serve;
 mod trial;
 mod wire;
 
-pub use handle::{LaunchError, Launcher, LauncherConfig, LauncherError};
+pub use handle::{LaunchError, Launcher, LauncherConfig};
+pub use line::LauncherError;
 pub use serve::run;

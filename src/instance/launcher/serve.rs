@@ -3,7 +3,6 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
 };
 
 use nix::sys::prctl;
@@ -16,7 +15,7 @@ use super::{
     wire::{self, Launch, LaunchFds, MAX_DESCRIPTORS, Ready, Reply, Request},
 };
 use crate::{
-    instance::sandbox::{landlock::Rules, seccomp::Filters},
+    instance::sandbox::{privileges, seccomp::Filters},
     sys::{Forked, ParentOfFork, SingleThread},
 };
 
@@ -27,29 +26,31 @@ use crate::{
 pub fn run() -> io::Result<()> {
     let agent = io::stdin().as_fd().try_clone_to_owned()?;
     let thread = SingleThread::prove()?;
-    // An instance of the same user must not look into the process that starts the next one; done again after the namespaces,
-    // whose own files it would close to us.
     let Some((Request::Begin { network, parts, own_user }, fds)) = wire::receive::<Request>(&agent)? else {
         return Err(io::Error::other("the first message does not begin the conversation"));
     };
     let (network, namespaces) = network::enter(network, fds);
+    // An instance of the same user must not look into the process that starts the next one. Not before: it would close the
+    // files in /proc that map our user.
     prctl::set_dumpable(false)?;
+    if parts.privileges {
+        // It counts at an exec alone, so this process keeps what it needs, and no instance can get it back.
+        privileges::close_bounding_set();
+    }
     let Tried { privileges, landlock, seccomp, user } = trial::hold(&thread, parts, own_user)?;
     let fds: Vec<BorrowedFd<'_>> = namespaces.iter().map(AsFd::as_fd).collect();
     wire::send(&agent, &Reply::Ready(Box::new(Ready { network, privileges, landlock, seccomp, user })), &fds)?;
-    Starter { thread, filters: Filters::compile().ok(), rules: None, _namespaces: namespaces }.serve(&agent)
+    Starter { thread, filters: Filters::compile().ok(), _namespaces: namespaces }.serve(&agent)
 }
 
 struct Starter {
     thread: SingleThread,
     filters: Option<Filters>,
-    /// Of the program that was started last: it is nearly always the same.
-    rules: Option<(PathBuf, Rules)>,
     _namespaces: Namespaces,
 }
 
 impl Starter {
-    fn serve(mut self, agent: &OwnedFd) -> io::Result<()> {
+    fn serve(self, agent: &OwnedFd) -> io::Result<()> {
         while let Some((request, fds)) = wire::receive::<Request>(agent)? {
             let (reply, fds) = match request {
                 Request::Launch(launch) => self.launch(&launch, fds),
@@ -66,15 +67,11 @@ impl Starter {
         Ok(())
     }
 
-    fn launch(&mut self, launch: &Launch, fds: Vec<OwnedFd>) -> (Reply, Vec<OwnedFd>) {
+    fn launch(&self, launch: &Launch, fds: Vec<OwnedFd>) -> (Reply, Vec<OwnedFd>) {
         let Some(fds) = LaunchFds::sort(launch, fds) else { return (failed("read the descriptors of a launch", None), Vec::new()) };
-        let (_, rules) = match self.rules.take() {
-            Some(known) if known.0 == launch.program => self.rules.insert(known),
-            _ => self.rules.insert((launch.program.clone(), Rules::for_program(&launch.program))),
-        };
         let cgroup = fds.cgroup.as_ref().map(AsFd::as_fd);
         match self.thread.fork(ParentOfFork::Grandparent, cgroup) {
-            Ok(Forked::Child { in_cgroup }) => child::become_program(launch, fds, in_cgroup, rules, self.filters.as_ref()),
+            Ok(Forked::Child { in_cgroup }) => child::become_program(launch, fds, in_cgroup, self.filters.as_ref()),
             Ok(Forked::Parent { pid, pidfd }) => (Reply::Launched { pid }, vec![pidfd]),
             Err(error) => (failed("fork", error.raw_os_error()), Vec::new()),
         }

@@ -49,9 +49,6 @@ pub(super) fn hold(thread: &SingleThread, wanted: Parts, own_user: Option<u32>) 
 
 fn attempt(wanted: Parts, own_user: Option<u32>) -> Tried {
     let unless_unwanted = |wanted: bool, trial: &mut dyn FnMut() -> Part| if wanted { trial() } else { Part::unwanted() };
-    if wanted.privileges {
-        privileges::close_bounding_set();
-    }
     let user = own_user.map_or_else(not_root, become_user);
     let privileges = unless_unwanted(wanted.privileges, &mut give_up);
     let landlock = unless_unwanted(wanted.landlock, &mut restrict);

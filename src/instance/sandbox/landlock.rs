@@ -26,7 +26,7 @@ const READABLE: &[&str] = &["/dev/urandom", "/proc/sys/vm/overcommit_memory"];
 /// and removes nothing.
 const DATA: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir});
 
-/// The rules that are the same for every start of one program, with their files open.
+/// What is the same for every instance, with the files open.
 pub(crate) struct Rules {
     readable: Vec<PathFd>,
     executable: Vec<PathFd>,

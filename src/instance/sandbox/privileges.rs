@@ -13,8 +13,8 @@ pub(crate) fn become_user(user: u32) -> nix::Result<()> {
     setresuid(uid, uid, uid)
 }
 
-/// Drops every capability from the bounding set, so that no program can bring one back. To be called while still root: for
-/// a process without CAP_SETPCAP nothing can be dropped, and [`give_up`] then stands alone.
+/// Drops every capability from the bounding set, so that no program started from here on can bring one back. To be called
+/// while still root: for a process without CAP_SETPCAP nothing can be dropped, and [`give_up`] then stands alone.
 pub(crate) fn close_bounding_set() {
     for capability in caps::all() {
         // One that the kernel does not know cannot be dropped and need not be.
