@@ -11,4 +11,3 @@ mod systemd;
 mod term;
 
 pub use run::{Loaded, Options, Serving, Start, run};
-pub use systemd::alive;

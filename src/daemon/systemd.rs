@@ -25,7 +25,7 @@ pub(super) fn stopping() {
 }
 
 /// The loop turns: the watchdog's proof of life.
-pub fn alive() {
+pub(super) fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 

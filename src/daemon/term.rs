@@ -131,6 +131,7 @@ impl Term {
             program: None,
             settings: settings_sender,
             launcher: launcher.clone(),
+            alive: systemd::alive,
         })?;
         // Where an earlier agent's instances run, they and their routes come first; else nothing can be served without sq,
         // and whoever started this wants to know now.

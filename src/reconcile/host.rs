@@ -46,6 +46,7 @@ pub struct Host {
     pub(super) settings: watch::Sender<Arc<Settings>>,
     /// Starts instances, and gives sockets in their network.
     launcher: Launcher,
+    alive: fn(),
     /// Probes under way.
     pulse: Pulse<(TenantId, u64)>,
     /// How many.
@@ -64,13 +65,14 @@ pub(super) struct HostParts {
     pub(super) instance_secret: Secret,
     pub(super) settings: watch::Sender<Arc<Settings>>,
     pub(super) launcher: Launcher,
+    pub(super) alive: fn(),
 }
 
 impl Host {
     /// The host, and the channel on which its tasks report.
     pub(super) fn new(parts: HostParts) -> (Self, mpsc::UnboundedReceiver<Event<Arc<Process>>>) {
         let (reports, events) = mpsc::unbounded_channel();
-        let HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher } = parts;
+        let HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher, alive } = parts;
         let pulse = Pulse::new(launcher.network(), Health::LIMIT);
         (
             Self {
@@ -82,6 +84,7 @@ impl Host {
                 instance_secret,
                 settings,
                 launcher,
+                alive,
                 pulse,
                 asking: 0,
                 reports,
@@ -229,6 +232,7 @@ impl World for Host {
     }
 
     fn heartbeat(&mut self) {
+        (self.alive)();
         self.table.heartbeat(u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX));
     }
 

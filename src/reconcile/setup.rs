@@ -55,12 +55,14 @@ pub struct Parts {
     pub settings: watch::Sender<Arc<Settings>>,
     /// Starts instances.
     pub launcher: Launcher,
+    /// Told at each tick that the loop turns, for whoever watches over the agent.
+    pub alive: fn(),
 }
 
 impl Agent {
     /// Takes in what an earlier agent left behind. Returns the loop and the channel on which its tasks report.
     pub fn new(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<HostEvent>), SetupError> {
-        let Parts { file, desired, rejected, store, table, activity, instance_secret, program, settings, launcher } = parts;
+        let Parts { file, desired, rejected, store, table, activity, instance_secret, program, settings, launcher, alive } = parts;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let start = Start {
             desired: desired.clone(),
@@ -70,7 +72,7 @@ impl Agent {
             starts: 2 * cores,
         };
         let state_dir = desired.state_dir.clone();
-        let (host, events) = Host::new(HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher });
+        let (host, events) = Host::new(HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher, alive });
         Ok((Self { core: Core::new(host, start, Moment::now())?, settled: watch::Sender::new(false) }, events))
     }
 }
