@@ -5,8 +5,8 @@ mod support;
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -18,7 +18,6 @@ use sq_agent::{
     desired::{TenantId, user_dir},
     instance::{
         Exit, Process,
-        cgroup::CgroupLimits,
         isolation::{Part, Wanted},
         launcher::{Launcher, LauncherConfig},
         limits::prepare_agent_limits,
@@ -27,51 +26,17 @@ use sq_agent::{
         probe::{self, KeyedAnswer, ProbeError},
         process::StopSignal,
         scan::scan,
-        spawn::{SpawnSpec, spawn},
+        spawn::SpawnSpec,
         stop::stop,
     },
 };
-use support::{DEADLINE, eventually, free_port, sq_binary};
+use support::{
+    DEADLINE, eventually, free_port,
+    launch::{config, launch, spec, state_dir},
+    sq_binary,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// One through which others may pass, as below /var/lib.
-fn state_dir() -> tempfile::TempDir {
-    tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o711)).tempdir().unwrap()
-}
-
-fn config(state_dir: &Path) -> LauncherConfig {
-    LauncherConfig {
-        exe: PathBuf::from(env!("CARGO_BIN_EXE_sq-agent")),
-        state_dir: state_dir.into(),
-        wanted: Wanted::EVERYTHING,
-        like: None,
-        cgroups: Err(Part::unwanted()),
-    }
-}
-
-fn spec(state_dir: &Path, id: &str, port: u16) -> SpawnSpec {
-    let id = TenantId::parse(id).unwrap();
-    let user_dir = user_dir(state_dir, &id);
-    SpawnSpec { id, slot: 3, limits: CgroupLimits::default(), binary: sq_binary(), user_dir, port, key: "key-a".into() }
-}
-
-struct Sq(Process);
-
-impl Drop for Sq {
-    fn drop(&mut self) {
-        self.0.signal(StopSignal::Kill).unwrap();
-    }
-}
-
-async fn launch(launcher: &Launcher, spec: SpawnSpec) -> Sq {
-    let launcher = launcher.clone();
-    let port = spec.port;
-    let network = launcher.network();
-    let sq = Sq(tokio::task::spawn_blocking(move || launcher.launch(&spec)).await.unwrap().unwrap());
-    probe::until_ready(&network, &sq.0, port, "key-a", tokio::time::Instant::now() + DEADLINE).await.unwrap();
-    sq
-}
 
 #[tokio::test]
 async fn an_sq_is_born_apart_and_answers_inside_alone() {
@@ -380,87 +345,5 @@ fn refuse(calls: &[(libc::c_long, i32)]) {
         let refused = SeccompAction::Errno(errno.cast_unsigned());
         let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, std::env::consts::ARCH.try_into().unwrap()).unwrap();
         apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
-    }
-}
-
-/// What starts cost.
-struct Pace {
-    per_second: f64,
-    /// From the call until sq's image runs, on average.
-    born: Duration,
-    /// Processor time of all that took part: this process, the launcher, sq.
-    cpu: Duration,
-}
-
-/// Starts `count` instances, a few at once, and waits until each has answered.
-async fn pace(launcher: Option<Launcher>, state_dir: &Path, count: u32) -> Pace {
-    const AT_ONCE: usize = 4;
-    let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
-    let network = launcher.as_ref().map_or_else(Network::host, Launcher::network);
-    let specs: Vec<_> = (0..count).map(|n| spec(state_dir, &format!("t{n}"), free_port())).collect();
-    let cpu_before = cpu(launcher.as_ref());
-    let begun = std::time::Instant::now();
-    let mut tasks = tokio::task::JoinSet::new();
-    for spec in specs {
-        let (launcher, network, permits) = (launcher.clone(), network.clone(), permits.clone());
-        tasks.spawn(async move {
-            let _permit = permits.acquire_owned().await.unwrap();
-            let (port, begun) = (spec.port, std::time::Instant::now());
-            let start = move || match launcher {
-                Some(launcher) => launcher.launch(&spec).unwrap(),
-                None => spawn(&spec).unwrap(),
-            };
-            let sq = Sq(tokio::task::spawn_blocking(start).await.unwrap());
-            let born = begun.elapsed();
-            probe::until_ready(&network, &sq.0, port, "key-a", tokio::time::Instant::now() + DEADLINE).await.unwrap();
-            (sq, born)
-        });
-    }
-    let started = tasks.join_all().await;
-    let per_second = f64::from(count) / begun.elapsed().as_secs_f64();
-    for (sq, _) in &started {
-        sq.0.signal(StopSignal::Kill).unwrap();
-        sq.0.exited().await;
-    }
-    let born = started.iter().map(|(_, born)| *born).sum::<Duration>() / count;
-    Pace { per_second, born, cpu: (cpu(launcher.as_ref()) - cpu_before) / count }
-}
-
-/// Processor time so far.
-fn cpu(launcher: Option<&Launcher>) -> Duration {
-    let used = |who| {
-        let usage = nix::sys::resource::getrusage(who).unwrap();
-        let time =
-            |time: nix::sys::time::TimeVal| Duration::from_micros(u64::try_from(time.tv_sec() * 1_000_000 + time.tv_usec()).unwrap());
-        time(usage.user_time()) + time(usage.system_time())
-    };
-    let launcher = launcher.map_or(0, |launcher| {
-        let text = fs::read_to_string(format!("/proc/{}/schedstat", launcher.pid())).unwrap();
-        text.split(' ').next().unwrap().parse().unwrap()
-    });
-    use nix::sys::resource::UsageWho::{RUSAGE_CHILDREN, RUSAGE_SELF};
-    used(RUSAGE_SELF) + used(RUSAGE_CHILDREN) + Duration::from_nanos(launcher)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement: run it with --release --nocapture on an idle machine"]
-async fn the_launchers_pace_beside_a_plain_spawn() {
-    prepare_agent_limits().unwrap();
-    let nothing = Wanted::NOTHING;
-    let ways = [
-        ("plain spawn", None),
-        ("nothing", Some(nothing)),
-        ("network", Some(Wanted { network: true, ..nothing })),
-        ("landlock", Some(Wanted { landlock: true, ..nothing })),
-        ("seccomp", Some(Wanted { seccomp: true, ..nothing })),
-        ("privileges", Some(Wanted { privileges: true, ..nothing })),
-        ("user", Some(Wanted { user: true, ..nothing })),
-        ("everything", Some(Wanted::EVERYTHING)),
-    ];
-    for (name, wanted) in ways {
-        let dir = state_dir();
-        let launcher = wanted.map(|wanted| Launcher::start(LauncherConfig { wanted, ..config(dir.path()) }).unwrap());
-        let Pace { per_second, born, cpu } = pace(launcher, dir.path(), 500).await;
-        println!("{name}: {per_second:.0} starts/s, {} µs until sq runs, {} µs of processor each", born.as_micros(), cpu.as_micros());
     }
 }

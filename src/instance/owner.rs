@@ -92,13 +92,13 @@ pub(super) fn closed_to_others(path: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Lets other users pass through a directory of the agent's, and no more than pass.
+/// Lets other users pass through a directory of the agent's, and no more than pass; who could do more before still can.
 pub(super) fn make_passable(path: &Path) -> io::Result<()> {
-    const PASS: u32 = 0o711;
+    const PASS: u32 = 0o011;
     let found = fs::symlink_metadata(path)?;
-    if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o777 != PASS {
+    if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & PASS != PASS {
         let directory = openat(CWD, path, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        fchmod(&directory, Mode::from_raw_mode(PASS))?;
+        fchmod(&directory, Mode::from_raw_mode((found.mode() & 0o7777) | PASS))?;
     }
     Ok(())
 }
@@ -140,6 +140,7 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(closed_to_others(&path.join("in")).unwrap(), Some(path.clone()));
         make_passable(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o711);
         assert_ne!(closed_to_others(&path.join("in")).unwrap(), Some(path));
     }
 

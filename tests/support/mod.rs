@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod host;
+pub mod launch;
 pub mod ports;
 pub mod processes;
 pub mod tokens;

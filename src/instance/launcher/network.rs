@@ -109,7 +109,7 @@ fn why_not(what: &str, errno: Errno, host: &Host) -> Part {
         ),
         Host { root: false, apparmor_restricts: true, .. } => Part::off(
             reason("AppArmor restricts user namespaces (kernel.apparmor_restrict_unprivileged_userns is 1)"),
-            "install the AppArmor profile from contrib/apparmor, or run the agent as root",
+            "give sq-agent an AppArmor profile with the rule `userns,`, or run the agent as root",
         ),
         Host { root: true, .. } => Part::off(
             reason(&format!("{errno}, as in a container without CAP_SYS_ADMIN or a unit with RestrictNamespaces=")),
