@@ -142,7 +142,7 @@ static LIMITS: [Key; 7] = [
     key("cpu_quota", Kind::CpuOrNone, Optional("no limit"), "\"10%\"", "share of one core"),
     key("rate", Kind::RateOrNone, Optional("no limit"), "\"100/m\"", "requests a second, minute, hour or day (s, m, h, d)"),
     key("burst", Kind::Integer { min: 0, max: MAX_BURST }, Default("20"), "20", "requests admitted at once on top of the rate; 0 spaces them evenly"),
-    key("concurrency", Kind::Integer { min: 1, max: MAX_CONCURRENCY }, Default("8"), "8", "reads in flight at once (writes go one at a time)"),
+    key("concurrency", Kind::Integer { min: 1, max: MAX_CONCURRENCY }, Default("8"), "8", "reads in flight at once, fewer where `memory_max` has not 8M for each (writes go one at a time)"),
     key("queue", Kind::Integer { min: 0, max: 10_000 }, Default("100"), "100", "requests that may wait for their turn"),
     // A request costs sq 3 to 5 times its body: with 2 MiB it fits into `free`'s 20 MiB beside the phext itself.
     key("body_max", Kind::Size { min: KIB, max: MAX_BODY }, Default("\"2M\""), "\"2M\"", "largest request body; one costs sq 3 to 5 times its size in memory"),

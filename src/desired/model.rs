@@ -133,6 +133,18 @@ pub struct Limits {
     pub body_max: u64,
 }
 
+impl Limits {
+    /// Memory that a read beside others is given room for, bytes: a select of 1 MB costs sq some 3 MB, and 8 at once under a limit of
+    /// 20 MB get it killed (measured: `contrib/vm/limits`). sq does one after the other anyway.
+    const MEMORY_A_READ: u64 = 8 << 20;
+
+    /// How many reads may be in flight at once: `concurrency`, or fewer where `memory_max` has no room for them.
+    pub fn reads_at_once(&self) -> u16 {
+        let room = self.memory_max.map_or(u64::MAX, |memory| (memory / Self::MEMORY_A_READ).max(1));
+        self.concurrency.min(u16::try_from(room).unwrap_or(u16::MAX))
+    }
+}
+
 /// One user of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenant {

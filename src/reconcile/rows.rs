@@ -37,7 +37,7 @@ fn limits(limits: &Limits) -> RouteLimits {
     RouteLimits {
         interval_ns: limits.rate.map_or(0, |rate| rate.interval_ns()),
         burst: limits.burst,
-        concurrency: limits.concurrency,
+        concurrency: limits.reads_at_once(),
         queue: limits.queue,
         body_max: limits.body_max,
     }
