@@ -12,7 +12,8 @@ use crate::desired::{Tenant, TenantId};
 pub struct Observed {
     /// Every tenant that has a place on this host: met once, and not let go since.
     pub known: BTreeMap<TenantId, Known>,
-    /// The program that instances should run; one that runs another is restarted.
+    /// The program that instances should run; one that runs another is restarted. Empty while it is not there yet: nothing is
+    /// stopped for want of it.
     pub program: String,
     /// Hash of the held removals that an operator let through.
     pub confirmed: Option<String>,
@@ -78,6 +79,8 @@ pub enum State {
     Starting {
         /// Number of this start.
         epoch: u64,
+        /// What it is started from, which may not be what is desired by the time it is ready; see [`Observed::program`].
+        program: String,
     },
     /// Proved by its key.
     Running(Running),

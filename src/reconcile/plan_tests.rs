@@ -122,7 +122,7 @@ fn changed_limits_are_applied_without_a_restart() {
 
 #[test]
 fn one_action_at_most_is_in_flight_for_a_tenant() {
-    for state in [State::Starting { epoch: 2 }, State::Stopping { epoch: 1, why: StopReason::Asked }] {
+    for state in [State::Starting { epoch: 2, program: PROGRAM.into() }, State::Stopping { epoch: 1, why: StopReason::Asked }] {
         let state = with(observed([1]), 1, |known| {
             known.state = state;
             known.restart_wanted = true;
