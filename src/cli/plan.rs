@@ -47,6 +47,7 @@ pub(super) fn run(args: &Args, find: impl FnOnce() -> anyhow::Result<PathBuf>) -
     };
     let mut observed = observed;
     // A roll-out goes step by step; what is shown is where it ends.
+    observed.programs.insert(wanted.sq.identity());
     observed.known.values_mut().for_each(|known| known.program = wanted.sq.identity());
     let actions = plan::plan(&wanted, &observed, now);
     let changes = diff::changes(&wanted, &observed, &actions);

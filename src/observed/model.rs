@@ -1,6 +1,6 @@
 //! The observed state as values: what the agent knows of every tenant it has met and not yet let go.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,9 @@ use crate::desired::{Tenant, TenantId};
 pub struct Observed {
     /// Every tenant that has a place on this host: met once, and not let go since.
     pub known: BTreeMap<TenantId, Known>,
+    /// Programs that can be started: nothing is stopped for want of one that is not there yet.
+    #[serde(default)]
+    pub programs: BTreeSet<String>,
     /// Hash of the held removals that an operator let through.
     pub confirmed: Option<String>,
     /// When instances were restarted for failed probes, newest last, for the limit a minute.

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use super::{
     backoff,
-    core::Core,
+    core::{Core, Phase},
     event::{Change, Drain},
     plan::{self, Action},
-    port_book::QUARANTINE,
     world::{Handle, Records, Start, World},
 };
 use crate::{
@@ -40,25 +39,31 @@ impl<W: World> Core<W> {
     /// Gives a new tenant its place; brings a known one's limits up to date.
     fn apply(&mut self, id: &TenantId) {
         let Some(tenant) = self.desired.tenants.get(id).cloned() else { return };
+        let spec = match serde_json::to_string(&tenant) {
+            Ok(spec) => spec,
+            Err(error) => return tracing::error!(tenant = %id, %error, "what is desired of this tenant cannot be written down"),
+        };
         match self.observed.known.get_mut(id) {
             Some(known) => {
-                known.spec = tenant.clone();
+                known.spec = tenant;
                 known.leaving = false;
                 backoff::reset(&mut known.back_off);
+                if let Err(error) = self.world.records().set_spec(id, &spec) {
+                    tracing::error!(tenant = %id, %error, "what is in force cannot be noted; it is applied all the same");
+                }
                 self.hold_to_limits(id);
             }
-            None => match self.world.records().assign_slot(id) {
+            None => match self.world.records().take_in(id, &spec) {
                 Ok(slot) => {
                     tracing::info!(tenant = %id, slot, tier = %tenant.tier, "tenant taken in");
-                    let known = Known { program: self.programs.proved().identity(), ..Known::new(slot, tenant.clone()) };
-                    self.observed.known.insert(id.clone(), known);
+                    // What was found in its directory before it had a place may still live.
+                    let state = if self.found.contains_key(id) { State::Unknown } else { State::Absent };
+                    let program = self.programs.proved().identity();
+                    self.observed.known.insert(id.clone(), Known { state, program, ..Known::new(slot, tenant) });
+                    self.touched.insert(id.clone());
                 }
-                Err(error) => tracing::error!(tenant = %id, %error, "no slot for this tenant; tried again at the next tick"),
+                Err(error) => tracing::error!(tenant = %id, %error, "no place for this tenant; tried again at the next tick"),
             },
-        }
-        let noted = serde_json::to_string(&tenant).map_err(|error| error.to_string());
-        if let Err(error) = noted.and_then(|spec| self.world.records().set_spec(id, &spec).map_err(|error| error.to_string())) {
-            tracing::error!(tenant = %id, error, "what is in force cannot be noted; it is applied all the same");
         }
         self.routes.touch(id);
     }
@@ -83,14 +88,13 @@ impl<W: World> Core<W> {
     }
 
     fn forget(&mut self, id: &TenantId, now: Moment) {
-        let Some(known) = self.observed.known.remove(id) else { return };
         let unix_now = self.world.unix_now();
-        if let Err(error) = self.world.records().tombstone(id, unix_now) {
-            tracing::error!(tenant = %id, %error, "the removal cannot be noted; a restarted agent will do it again");
+        let rests_until = unix_now + self.ports.quarantine().as_secs();
+        if let Err(error) = self.world.records().let_go(id, unix_now, rests_until) {
+            return tracing::error!(tenant = %id, %error, "the removal cannot be noted; tried again at the next tick");
         }
-        if let Some(port) = known.port {
-            self.release_port(id, port, now);
-        }
+        let Some(known) = self.observed.known.remove(id) else { return };
+        known.port.iter().for_each(|&port| self.ports.release(port, id, now));
         self.world.reset_slot(known.slot);
         self.world.let_go(id);
         self.memory.remove(id);
@@ -102,7 +106,7 @@ impl<W: World> Core<W> {
     /// Begins as many starts as may run now.
     pub(super) fn begin_starts(&mut self, now: Moment) {
         // Without a program nothing can start; the queue keeps its order until one is there.
-        if self.stopping || self.programs.is_empty() {
+        if self.is_stopping() || self.programs.is_empty() {
             return;
         }
         while let Some(id) = self.queue.pop() {
@@ -126,15 +130,26 @@ impl<W: World> Core<W> {
                 return false;
             }
         };
-        let epoch = match self.next_epoch(id, port) {
+        // Persisted before the spawn, so that no two starts ever share an epoch, and with it a key.
+        let rests_until = self.world.unix_now() + self.ports.quarantine().as_secs();
+        let given = self.observed.known.get(id).map(|known| known.program.clone()).unwrap_or_default();
+        let epoch = match self.world.records().begin_start(id, port, &given, rests_until) {
             Ok(epoch) => epoch,
+            Err(StoreError::PortOwned { owner, .. }) => {
+                // Of a tenant that cannot use it now and has found no other one.
+                self.skip_port(id, port, &format!("it belongs to {owner}"), now);
+                self.touch(id);
+                return false;
+            }
             Err(error) => {
                 self.crashed(id, 0, format!("instances.db: {error}"), now);
                 return false;
             }
         };
         let Some(known) = self.observed.known.get_mut(id) else { return false };
-        known.port = Some(port);
+        if let Some(old) = known.port.replace(port).filter(|&old| old != port) {
+            self.ports.release(old, id, now);
+        }
         known.epoch = epoch;
         known.launched.clone_from(&known.program);
         known.state = State::Starting { epoch };
@@ -149,28 +164,13 @@ impl<W: World> Core<W> {
         true
     }
 
-    /// Persisted before the spawn, so that no two starts ever share an epoch, and with it a key.
-    fn next_epoch(&mut self, id: &TenantId, port: u16) -> Result<u64, StoreError> {
-        let epoch = self.world.records().next_epoch(id)?;
-        self.world.records().set_port(id, port)?;
-        let program = self.observed.known.get(id).map(|known| known.program.clone()).unwrap_or_default();
-        self.world.records().set_program(id, &program)?;
-        Ok(epoch)
-    }
-
     /// The tenant's own port, or another one that nothing holds; what is skipped is said.
     fn find_port(&mut self, id: &TenantId, now: Moment) -> Option<u16> {
         let mut sticky = self.observed.known.get(id).and_then(|known| known.port);
         loop {
             let port = self.ports.candidate(id, sticky.take(), now)?;
             match self.world.probe_port(port) {
-                PortState::Free => {
-                    let own = self.observed.known.get(id).and_then(|known| known.port);
-                    if let Some(old) = own.filter(|&old| old != port) {
-                        self.release_port(id, old, now);
-                    }
-                    return Some(port);
-                }
+                PortState::Free => return Some(port),
                 PortState::Taken { by } => self.skip_port(id, port, &by, now),
                 PortState::Forbidden(why) => self.skip_port(id, port, &why, now),
             }
@@ -180,14 +180,11 @@ impl<W: World> Core<W> {
     pub(super) fn skip_port(&mut self, id: &TenantId, port: u16, why: &str, now: Moment) {
         tracing::warn!(tenant = %id, port, why, "port skipped: something else holds it");
         self.note_event(Some(id), "port_skipped", &format!("port {port}: {why}"));
-        self.ports.taken(port, now);
-    }
-
-    fn release_port(&mut self, id: &TenantId, port: u16, now: Moment) {
-        self.ports.release(port, now);
-        let unix_now = self.world.unix_now();
-        if let Err(error) = self.world.records().release_port(id, unix_now + QUARANTINE.as_secs()) {
-            tracing::error!(tenant = %id, port, %error, "the release of a port cannot be noted");
+        self.ports.taken(port, id, now);
+        // It is not the tenant's any more, so that it never gives up what has become another's meanwhile.
+        if let Some(known) = self.observed.known.get_mut(id).filter(|known| known.port == Some(port)) {
+            known.port = None;
+            self.routes.touch(id);
         }
     }
 
@@ -211,14 +208,28 @@ impl<W: World> Core<W> {
         for drain in self.draining.drain(..) {
             self.world.drain_and_stop(drain);
         }
+        for unproved in self.unproved.drain(..) {
+            self.world.drain_unproved(unproved);
+        }
+    }
+
+    /// An agent that stops everything has to know first whether there is something.
+    pub(super) fn look_at_unknown(&mut self) {
+        let unknown = |(id, known): (&TenantId, &Known)| (known.state == State::Unknown).then(|| id.clone());
+        let unknown: Vec<TenantId> = self.observed.known.iter().filter_map(unknown).collect();
+        for id in unknown {
+            self.begin_look(&id);
+        }
     }
 
     fn begin_look(&mut self, id: &TenantId) {
         let Some(known) = self.observed.known.get_mut(id) else { return };
         known.state = State::Looking;
         let epoch = known.epoch;
+        self.looked += 1;
+        self.looks.insert(id.clone(), self.looked);
         let found = self.found.remove(id);
-        self.world.look(id, epoch, found);
+        self.world.look(id, self.looked, epoch, found);
     }
 
     /// Notes that a start or an instance of `id` came to nothing, and when the next try is.
@@ -255,12 +266,16 @@ impl<W: World> Core<W> {
         let Ok(Some(process)) = self.world.adopt(found) else { return };
         tracing::warn!(tenant = %found.id, pid = found.pid, "an sq that is no tenant's instance is stopped");
         self.note_event(Some(&found.id), "stray_stopped", &format!("pid {}", found.pid));
-        self.world.stop_unproved(&found.id, vec![process]);
+        if !self.observed.known.contains_key(&found.id) {
+            self.found.entry(found.id.clone()).or_default().push(found.clone());
+        }
+        self.world.stop_strays(&found.id, vec![process]);
     }
 
     /// Drains and stops everything; the loop ends when nothing is left.
     pub(super) fn stop_all(&mut self, now: Moment) {
-        self.stopping = true;
+        self.phase = Phase::Stopping;
+        self.replan = true;
         let running: Vec<TenantId> = self.processes.keys().cloned().collect();
         tracing::info!(instances = running.len(), "stopping: instances drain and end; a second signal ends the agent at once");
         for id in running {
@@ -270,6 +285,7 @@ impl<W: World> Core<W> {
 
     /// No more draining: every instance is told to end now.
     pub(super) fn end_now(&mut self) {
+        self.phase = Phase::StoppingAtOnce;
         for process in self.processes.values() {
             if let Err(error) = self.world.signal(process, StopSignal::Term) {
                 tracing::warn!(pid = process.pid(), %error, "an instance could not be told to end");
@@ -279,20 +295,23 @@ impl<W: World> Core<W> {
 
     /// A start that completed while the agent is stopping is stopped at once.
     pub(super) fn stop_if_ending(&mut self, id: &TenantId, now: Moment) {
-        if self.stopping {
+        if self.is_stopping() {
             self.begin_stop(id, StopReason::Shutdown, now);
         }
     }
 
     pub(super) fn is_current(&self, id: &TenantId, epoch: u64, change: &Change<W::Process>) -> bool {
         let Some(known) = self.observed.known.get(id) else { return false };
-        match &known.state {
-            State::Starting { epoch: current } | State::Stopping { epoch: current, .. } => *current == epoch,
-            State::Running(running) => running.epoch == epoch,
-            State::Absent | State::Unknown | State::Looking => {
-                tracing::debug!(tenant = %id, epoch, ?change, "news of an instance that is gone");
-                false
-            }
+        let (current, fits) = match &known.state {
+            State::Starting { epoch, .. } => (*epoch, matches!(change, Change::Spawned(_) | Change::Ready | Change::NotStarted(_))),
+            State::Running(running) => (running.epoch, matches!(change, Change::Exited(_) | Change::OutOfMemory)),
+            State::Stopping { epoch, .. } => (*epoch, matches!(change, Change::Exited(_) | Change::OutOfMemory | Change::Immortal)),
+            State::Absent | State::Unknown | State::Looking => (0, false),
+        };
+        let is_current = fits && current == epoch;
+        if !is_current {
+            tracing::debug!(tenant = %id, epoch, ?change, "news that is stale, or that came twice");
         }
+        is_current
     }
 }

@@ -4,14 +4,14 @@
 //! [`Core::wake_at`], and tells it each time how late it is. What it does goes out by one [`World`].
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
 use super::{
-    event::Drain,
+    event::{Drain, Unproved},
     guard::Held,
     health::Health,
     intake::{self, Intake, Taken},
@@ -40,6 +40,8 @@ pub(super) const SURVEY: Duration = Duration::from_secs(20);
 const FIRST_SURVEY: Duration = Duration::from_secs(3);
 /// How long a starting agent may leave an earlier one's rows in force.
 const SETTLE: Duration = Duration::from_secs(2);
+/// A starting agent lets every port rest anew that was released within this time, seconds: no clock is set by more unnoticed.
+const CLOCK_DOUBT: u64 = 86_400;
 /// A back-off that is over while its start waits in the queue must not spin the loop.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// The loop looks up at least this often.
@@ -55,13 +57,17 @@ pub struct Core<W: World> {
     pub(super) intake: Intake,
     pub(super) observed: Observed,
     /// The live process of each tenant that has one.
-    pub(super) processes: HashMap<TenantId, W::Process>,
+    pub(super) processes: BTreeMap<TenantId, W::Process>,
     /// Memory of each tenant's instance at the last survey.
     pub(super) memory: HashMap<TenantId, Memory>,
     /// What the last scan found of tenants whose instance is to be looked at.
-    pub(super) found: HashMap<TenantId, Vec<Found>>,
+    pub(super) found: BTreeMap<TenantId, Vec<Found>>,
     /// What the records say of instances that are to be looked at.
     pub(super) instances: HashMap<TenantId, InstanceRecord>,
+    /// The look that is under way for each tenant that is being looked at.
+    pub(super) looks: BTreeMap<TenantId, u64>,
+    /// Number of the latest look.
+    pub(super) looked: u64,
     pub(super) boot_id: String,
     pub(super) held: Option<Held>,
     pub(super) routes: RouteBook,
@@ -74,14 +80,26 @@ pub struct Core<W: World> {
     pub(super) touched: BTreeSet<TenantId>,
     /// Instances whose row has to say `draining` before anybody looks at what is in flight.
     pub(super) draining: Vec<Drain<W::Process>>,
+    /// The same of tenants none of whose processes is proved to be theirs.
+    pub(super) unproved: Vec<Unproved<W::Process>>,
     /// The next round plans for everybody.
     pub(super) replan: bool,
     pub(super) surveying: bool,
     /// The rows in the table are this agent's.
     settled: bool,
-    /// The agent ends: nothing is started any more.
-    pub(super) stopping: bool,
+    pub(super) phase: Phase,
     timers: Timers,
+}
+
+/// Whether the agent is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It is not.
+    Serving,
+    /// It drains and stops everything; nothing is started any more.
+    Stopping,
+    /// The same without draining, and without waiting for what cannot be seen.
+    StoppingAtOnce,
 }
 
 /// What the loop does by the clock.
@@ -89,7 +107,10 @@ pub struct Core<W: World> {
 struct Timers {
     tick: Moment,
     survey: Moment,
-    probe: Moment,
+    /// The next turn of the wheel of probes.
+    wheel: Moment,
+    /// The next look for answers to probes, where any are open.
+    answers: Moment,
     /// The end of the nearest back-off.
     retry: Moment,
 }
@@ -106,6 +127,8 @@ pub struct Start {
     pub boot_id: String,
     /// How many starts of each kind may run at once.
     pub starts: usize,
+    /// How long a port is left alone after use; see [`super::port_book::QUARANTINE`].
+    pub quarantine: Duration,
 }
 
 impl<W: World> Core<W> {
@@ -113,10 +136,11 @@ impl<W: World> Core<W> {
     pub fn new(mut world: W, start: Start, now: Moment) -> Result<Self, SetupError> {
         let found = world.scan().map_err(SetupError::Proc)?;
         let Recovered { mut known, found, instances, strays } = recover::recover(world.records().load()?, found);
-        let mut ports = PortBook::new(start.desired.ports);
+        let mut ports = PortBook::new(start.desired.ports, start.quarantine);
         let unix_now = world.unix_now();
-        for (port, until) in world.records().quarantined(unix_now)? {
-            ports.rest_until(port, now + Duration::from_secs(until.saturating_sub(unix_now)));
+        // The wall clock may have been set since: what it says of the end of a quarantine is not relied on, in either direction.
+        for port in world.records().quarantined(unix_now.saturating_sub(CLOCK_DOUBT))?.into_keys() {
+            ports.rest_until(port, now + start.quarantine);
         }
         let mut routes = RouteBook::default();
         for (id, known) in &known {
@@ -129,7 +153,9 @@ impl<W: World> Core<W> {
         });
         let mut programs = Programs::new(start.desired.sq.clone(), kept.unwrap_or_default());
         programs.want(start.desired.sq.clone());
+        let mut there = BTreeSet::new();
         if let Some(program) = start.program {
+            there.insert(start.desired.sq.identity());
             programs.insert(start.desired.sq.identity(), program);
         }
         let proved = programs.proved().identity();
@@ -140,12 +166,14 @@ impl<W: World> Core<W> {
             intake: Intake::new(fingerprint, start.refused, now),
             started_with: start.desired.clone(),
             started: now,
-            observed: Observed { known, ..Observed::default() },
+            observed: Observed { known, programs: there, ..Observed::default() },
             desired: start.desired,
-            processes: HashMap::new(),
+            processes: BTreeMap::new(),
             memory: HashMap::new(),
             found,
             instances,
+            looks: BTreeMap::new(),
+            looked: 0,
             boot_id: start.boot_id,
             held: None,
             routes,
@@ -156,14 +184,22 @@ impl<W: World> Core<W> {
             proxy: ProxyStatus::default(),
             touched: BTreeSet::new(),
             draining: Vec::new(),
+            unproved: Vec::new(),
             replan: true,
             surveying: false,
             settled: false,
-            stopping: false,
+            phase: Phase::Serving,
             // The first tick at once, for an edit since the file was loaded: an install of sq may lie in between.
-            timers: Timers { tick: now, survey: now + FIRST_SURVEY, probe: now + Health::STEP, retry: now + FAR },
+            timers: Timers { tick: now, survey: now + FIRST_SURVEY, wheel: now + Health::STEP, answers: now + FAR, retry: now + FAR },
         };
-        strays.iter().for_each(|stray| core.end_stray(stray));
+        for stray in strays {
+            // It may serve until its tenant has a place again: then it is looked at, drained and stopped.
+            if core.desired.tenants.contains_key(&stray.id) {
+                core.found.entry(stray.id.clone()).or_default().push(stray);
+            } else {
+                core.end_stray(&stray);
+            }
+        }
         Ok(core)
     }
 
@@ -177,13 +213,26 @@ impl<W: World> Core<W> {
         !self.found.is_empty()
     }
 
+    /// What the loop knows of the world.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Removals that wait for a person.
+    pub fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
     /// Plans for whoever needs it, carries the plan out, begins starts, and publishes. To be called after each piece of news.
     pub fn round(&mut self, now: Moment) {
-        if !self.stopping && (self.replan || !self.touched.is_empty()) {
+        if !self.is_stopping() && (self.replan || !self.touched.is_empty()) {
             self.roll_out(now);
         }
-        if self.stopping {
+        if self.is_stopping() {
             self.touched.clear();
+            if std::mem::take(&mut self.replan) {
+                self.look_at_unknown();
+            }
         } else if std::mem::take(&mut self.replan) {
             self.touched.clear();
             let actions = plan::plan(&self.desired, &self.observed, now);
@@ -196,18 +245,18 @@ impl<W: World> Core<W> {
             }
         }
         self.begin_starts(now);
-        if self.settled(now) || !self.draining.is_empty() {
+        if self.settled(now) || !self.draining.is_empty() || !self.unproved.is_empty() {
             self.publish(now);
         }
-        self.drain();
-        let next_try = plan::next_try(&self.observed).into_iter().chain(self.next_roll_out(now)).min().filter(|_| !self.stopping);
+        let next_try = plan::next_try(&self.observed).into_iter().chain(self.next_roll_out(now)).min().filter(|_| !self.is_stopping());
+        self.timers.answers = if self.world.is_asking() { self.timers.answers.min(now + Health::STEP) } else { now + FAR };
         self.timers.retry = next_try.unwrap_or(now + FAR).max(now + RETRY_PAUSE);
     }
 
     /// When [`Self::wake`] is to be called, if no news comes before.
     pub fn wake_at(&self) -> Moment {
-        let Timers { tick, survey, probe, retry } = self.timers;
-        tick.min(survey).min(probe).min(retry)
+        let Timers { tick, survey, wheel, answers, retry } = self.timers;
+        tick.min(survey).min(wheel).min(answers).min(retry)
     }
 
     /// Does what is due by the clock.
@@ -227,8 +276,13 @@ impl<W: World> Core<W> {
         if due(&mut self.timers.survey, SURVEY) {
             self.survey(now);
         }
-        if due(&mut self.timers.probe, Health::STEP) {
-            self.probe(now);
+        let turns = due(&mut self.timers.wheel, Health::STEP);
+        if due(&mut self.timers.answers, FAR) || turns {
+            self.take_in_answers(now);
+        }
+        if turns && !self.is_stopping() {
+            let idle = self.turn_wheel(now);
+            self.timers.wheel = now + Health::STEP * (1 + idle);
         }
         if due(&mut self.timers.retry, FAR) {
             self.replan = true;
@@ -237,8 +291,13 @@ impl<W: World> Core<W> {
 
     /// Whether the agent was told to stop and nothing that it started, or found, is left.
     pub fn is_over(&self) -> bool {
-        let gone = |known: &Known| matches!(known.state, State::Absent | State::Unknown);
-        self.stopping && self.observed.known.values().all(gone)
+        let at_once = self.phase == Phase::StoppingAtOnce;
+        let gone = |known: &Known| known.state == State::Absent || (at_once && known.state == State::Unknown);
+        self.is_stopping() && self.observed.known.values().all(gone)
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.phase != Phase::Serving
     }
 
     /// Whether the rows in the table are this agent's.
@@ -254,12 +313,20 @@ impl<W: World> Core<W> {
         self.settled
     }
 
+    /// Instances drain only once the rows that say so stand in the table; where it cannot be written, the next round tries again.
     fn publish(&mut self, now: Moment) {
-        if let Some(rows) = self.routes.changed(&self.observed, now)
-            && let Err(error) = self.world.publish(rows)
-        {
-            tracing::error!(%error, "the route table cannot be written");
+        if let Some(rows) = self.routes.unpublished(&self.observed, now) {
+            match self.world.publish(rows) {
+                Ok(()) => self.routes.published(),
+                Err(error) => {
+                    if self.routes.failed() {
+                        tracing::error!(%error, "the route table cannot be written: tried again until it can, and no instance is stopped before");
+                    }
+                    return;
+                }
+            }
         }
+        self.drain();
     }
 
     /// SIGHUP: reads tenants.toml and everything it names again.
@@ -270,12 +337,12 @@ impl<W: World> Core<W> {
 
     /// SIGINT or SIGTERM: drains and stops everything; the second time at once.
     pub fn stop(&mut self, now: Moment) {
-        if self.stopping { self.end_now() } else { self.stop_all(now) }
+        if self.is_stopping() { self.end_now() } else { self.stop_all(now) }
     }
 
     /// Looks at tenants.toml; what is new and valid is in force from here on.
     pub fn reload(&mut self, now: Moment) {
-        if self.stopping {
+        if self.is_stopping() {
             return;
         }
         match self.intake.look(&mut self.world, &self.desired, now) {

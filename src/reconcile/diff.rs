@@ -74,7 +74,7 @@ pub fn as_if_running(desired: &Desired) -> Observed {
         let state = if tenant.suspended { State::Absent } else { State::Running(running) };
         (id.clone(), Known { program: desired.sq.identity(), state, ..Known::new(slot, tenant.clone()) })
     });
-    Observed { known: known.collect(), ..Observed::default() }
+    Observed { known: known.collect(), programs: [desired.sq.identity()].into(), ..Observed::default() }
 }
 
 /// `actions` in words, sorted by kind and id.

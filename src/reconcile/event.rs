@@ -6,12 +6,12 @@ use crate::{
 };
 
 /// News for the loop. `P` is a handle on a process.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Event<P> {
     /// About the start `epoch` of one tenant's instance; news of an earlier start is stale and dropped.
     Instance(TenantId, u64, Change<P>),
-    /// A look at one tenant's processes ended.
-    Looked(TenantId, Look<P>),
+    /// The look of this number, at one tenant's processes, ended; what an earlier look saw is stale and dropped.
+    Looked(TenantId, u64, Look<P>),
     /// A full look at the host.
     Surveyed(Survey),
     /// The search for the program of this identity ended.
@@ -19,7 +19,7 @@ pub enum Event<P> {
 }
 
 /// How an instance changed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Change<P> {
     /// The process exists; nothing is proved yet.
     Spawned(P),
@@ -47,7 +47,7 @@ pub enum NotStarted {
 }
 
 /// What a look at one tenant found.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Look<P> {
     /// Nothing of it runs.
     Gone,
@@ -59,6 +59,8 @@ pub enum Look<P> {
         epoch: u64,
         /// Its port.
         port: u16,
+        /// Further processes of this tenant, which have no business there.
+        others: Vec<P>,
     },
     /// Processes of this tenant that nothing proves to be ours.
     Unproved(Vec<P>),
@@ -66,8 +68,24 @@ pub enum Look<P> {
     Failed(String),
 }
 
+impl<P> Look<P> {
+    /// What the processes of one tenant amount to, each with its port and whether it proved to be the start `epoch`.
+    ///
+    /// The order in which they were found says nothing: one that somebody started by hand must not cost the tenant its instance.
+    pub fn of(epoch: u64, mut processes: Vec<(P, u16, bool)>) -> Self {
+        match processes.iter().position(|(_, _, proved)| *proved) {
+            Some(at) => {
+                let (process, port, _) = processes.swap_remove(at);
+                Self::Ours { process, epoch, port, others: processes.into_iter().map(|(process, ..)| process).collect() }
+            }
+            None if processes.is_empty() => Self::Gone,
+            None => Self::Unproved(processes.into_iter().map(|(process, ..)| process).collect()),
+        }
+    }
+}
+
 /// A full look at the host.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Survey {
     /// Every sq of this state directory that was no tenant's instance when the look began.
     pub found: Vec<Found>,
@@ -84,6 +102,17 @@ pub struct Drain<P> {
     pub epoch: u64,
     /// Its process.
     pub process: P,
+    /// The tenant's slot in the activity page.
+    pub slot: u32,
+}
+
+/// Processes of a tenant of which none is proved to be its instance, though one may have served until now.
+#[derive(Debug, Clone)]
+pub struct Unproved<P> {
+    /// Whose.
+    pub id: TenantId,
+    /// At least one.
+    pub processes: Vec<P>,
     /// The tenant's slot in the activity page.
     pub slot: u32,
 }

@@ -56,6 +56,14 @@ impl Health {
         self.due.pop_front().unwrap_or_default()
     }
 
+    /// Leaves out the steps at which nobody is due, to the end of the turn at most; returns how many. A host with few tenants has
+    /// nothing to wake up for at most of them.
+    pub fn skip_idle(&mut self) -> u32 {
+        let idle = self.due.iter().take_while(|due| due.is_empty()).count();
+        self.due.drain(..idle);
+        u32::try_from(idle).unwrap_or(0) // at most STEPS
+    }
+
     /// Notes a probe of the start `epoch`.
     pub fn note(&mut self, id: &TenantId, epoch: u64, answered: bool) -> Verdict {
         if answered {
@@ -121,6 +129,21 @@ mod tests {
             due.sort_by_key(|id| ids.iter().position(|other| other == id));
             assert_eq!(due, ids);
         }
+    }
+
+    #[test]
+    fn idle_steps_are_left_out_and_nobody_is_due_sooner_or_later_for_it() {
+        let (first, last) = (id(), TenantId::parse("b").unwrap());
+        let both = || [(&first, 3), (&last, 7)].into_iter();
+        let mut health = Health::new();
+        let mut at = 0;
+        let mut due = Vec::new();
+        while at < 2 * Health::STEPS {
+            due.extend(health.step(both()).into_iter().map(|id| (at, id)));
+            at += 1 + health.skip_idle();
+        }
+        let expected = [(3, &first), (7, &last), (53, &first), (57, &last)].map(|(at, id)| (at, id.clone()));
+        assert_eq!(due, expected);
     }
 
     #[test]

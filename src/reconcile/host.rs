@@ -5,7 +5,7 @@ use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    event::{Drain, Event},
+    event::{Drain, Event, Unproved},
     health::Health,
     lifecycle::{self, Reports},
     tasks::Tasks,
@@ -177,16 +177,22 @@ impl World for Host {
         self.tasks.spawn(lifecycle::drain_and_stop(drain, self.activity.clone(), self.reports.clone()));
     }
 
-    fn stop_unproved(&mut self, id: &TenantId, processes: Vec<Arc<Process>>) {
-        self.tasks.spawn(lifecycle::stop_unproved(id.clone(), processes, self.reports.clone()));
+    fn drain_unproved(&mut self, unproved: Unproved<Arc<Process>>) {
+        self.tasks.spawn(lifecycle::drain_unproved(unproved, self.activity.clone(), self.reports.clone()));
     }
 
-    fn look(&mut self, id: &TenantId, epoch: u64, found: Option<Vec<Found>>) {
+    fn stop_strays(&mut self, _id: &TenantId, processes: Vec<Arc<Process>>) {
+        self.tasks.spawn(async move {
+            lifecycle::stop_all(&processes).await;
+        });
+    }
+
+    fn look(&mut self, id: &TenantId, number: u64, epoch: u64, found: Option<Vec<Found>>) {
         let (id, secret, reports) = (id.clone(), self.instance_secret.clone(), self.reports.clone());
         let network = self.launcher.network();
         match found {
-            Some(found) => self.tasks.spawn(lifecycle::look(network, id, epoch, secret, found, reports)),
-            None => self.tasks.spawn(lifecycle::scan_and_look(network, id, epoch, secret, self.state_dir.clone(), reports)),
+            Some(found) => self.tasks.spawn(lifecycle::look(network, id, number, epoch, secret, found, reports)),
+            None => self.tasks.spawn(lifecycle::scan_and_look(network, id, number, epoch, secret, self.state_dir.clone(), reports)),
         }
     }
 
@@ -291,24 +297,22 @@ impl Records for Store {
         Self::quarantined(self, now)
     }
 
-    fn assign_slot(&mut self, id: &TenantId) -> Result<u32, StoreError> {
-        Self::assign_slot(self, id)
+    fn take_in(&mut self, id: &TenantId, spec: &str) -> Result<u32, StoreError> {
+        self.batch(|store| {
+            let slot = store.assign_slot(id)?;
+            store.set_spec(id, spec)?;
+            Ok(slot)
+        })
     }
 
-    fn next_epoch(&mut self, id: &TenantId) -> Result<u64, StoreError> {
-        Self::next_epoch(self, id)
-    }
-
-    fn set_program(&mut self, id: &TenantId, program: &str) -> Result<(), StoreError> {
-        Self::set_program(self, id, program)
-    }
-
-    fn set_port(&mut self, id: &TenantId, port: u16) -> Result<(), StoreError> {
-        Self::set_port(self, id, port)
-    }
-
-    fn release_port(&mut self, id: &TenantId, until: u64) -> Result<(), StoreError> {
-        Self::release_port(self, id, until)
+    fn begin_start(&mut self, id: &TenantId, port: u16, program: &str, until: u64) -> Result<u64, StoreError> {
+        self.batch(|store| {
+            let epoch = store.next_epoch(id)?;
+            store.release_port(id, until)?;
+            store.set_port(id, port)?; // which ends the quarantine, if it is the same one
+            store.set_program(id, program)?;
+            Ok(epoch)
+        })
     }
 
     fn record_instance(&mut self, id: &TenantId, instance: &InstanceRecord) -> Result<(), StoreError> {
@@ -331,8 +335,11 @@ impl Records for Store {
         self.set_note("programs", kept)
     }
 
-    fn tombstone(&mut self, id: &TenantId, at: u64) -> Result<(), StoreError> {
-        Self::tombstone(self, id, at)
+    fn let_go(&mut self, id: &TenantId, at: u64, until: u64) -> Result<(), StoreError> {
+        self.batch(|store| {
+            store.release_port(id, until)?;
+            store.tombstone(id, at)
+        })
     }
 
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 use super::{
-    event::{Change, Drain, Event, Look, NotStarted, Survey},
+    event::{Change, Drain, Event, Look, NotStarted, Survey, Unproved},
     tasks::Gate,
 };
 use crate::{
@@ -133,25 +133,24 @@ async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
 }
 
 /// Finds out whether one of `found` is the instance that the record `(epoch, key)` names, and which are not.
-pub(super) async fn look(network: Network, id: TenantId, epoch: u64, secret: Secret, found: Vec<Found>, reports: Reports) {
-    let _ = reports.send(Event::Looked(id.clone(), look_at(&network, &id, epoch, &secret, found).await));
+#[allow(clippy::too_many_arguments)]
+pub(super) async fn look(network: Network, id: TenantId, number: u64, epoch: u64, secret: Secret, found: Vec<Found>, reports: Reports) {
+    let _ = reports.send(Event::Looked(id.clone(), number, look_at(&network, &id, epoch, &secret, found).await));
 }
 
 async fn look_at(network: &Network, id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) -> Look<Arc<Process>> {
     let key = instance_key::derive(secret, id, epoch);
-    let mut unproved = Vec::new();
+    let mut processes = Vec::new();
     for found in found {
         let process = match Process::adopt(found.pid, found.start_time) {
             Ok(Some(process)) => Arc::new(process),
             Ok(None) => continue,
             Err(error) => return Look::Failed(format!("pid {}: {error}", found.pid)),
         };
-        if unproved.is_empty() && found.key == key && answers(network, found.port, &key).await {
-            return Look::Ours { process, epoch, port: found.port };
-        }
-        unproved.push(process);
+        let proved = found.key == key && answers(network, found.port, &key).await;
+        processes.push((process, found.port, proved));
     }
-    if unproved.is_empty() { Look::Gone } else { Look::Unproved(unproved) }
+    Look::of(epoch, processes)
 }
 
 /// Whether what listens on `port` takes `key`. One that is too busy to answer in time is left to the liveness probes.
@@ -159,26 +158,42 @@ async fn answers(network: &Network, port: u16, key: &str) -> bool {
     matches!(probe::keyed(network, port, key, PROBE).await, Ok(KeyedAnswer::Mine) | Err(ProbeError::Timeout(_)))
 }
 
-/// Ends every process of a tenant that nothing proves to be ours, and reports the last exit as that of epoch 0.
-pub(super) async fn stop_unproved(id: TenantId, processes: Vec<Arc<Process>>, reports: Reports) {
-    let mut exit = None;
-    for process in processes {
-        exit = Some(stop::stop(&process, TERM_GRACE).await);
-    }
-    if let Some(exit) = exit {
+/// Waits until nothing is in flight, then ends every process of a tenant that nothing proves to be ours, and reports the last
+/// exit as that of epoch 0.
+pub(super) async fn drain_unproved(unproved: Unproved<Arc<Process>>, activity: Arc<Activity>, reports: Reports) {
+    let Unproved { id, processes, slot } = unproved;
+    drained(&activity, slot, DRAIN).await;
+    if let Some(exit) = stop_all(&processes).await {
         let _ = reports.send(Event::Instance(id, 0, Change::Exited(exit)));
     }
 }
 
+/// Ends them one after the other; returns how the last one ended.
+pub(super) async fn stop_all(processes: &[Arc<Process>]) -> Option<Exit> {
+    let mut exit = None;
+    for process in processes {
+        exit = Some(stop::stop(process, TERM_GRACE).await);
+    }
+    exit
+}
+
 /// Scans for the processes of `id`, then looks at them.
-pub(super) async fn scan_and_look(network: Network, id: TenantId, epoch: u64, secret: Secret, state_dir: PathBuf, reports: Reports) {
+pub(super) async fn scan_and_look(
+    network: Network,
+    id: TenantId,
+    number: u64,
+    epoch: u64,
+    secret: Secret,
+    state_dir: PathBuf,
+    reports: Reports,
+) {
     let found = tokio::task::spawn_blocking(move || scan::scan(&state_dir)).await;
     let look = match found {
         Ok(Ok(found)) => look_at(&network, &id, epoch, &secret, found.into_iter().filter(|found| found.id == id).collect()).await,
         Ok(Err(error)) => Look::Failed(error.to_string()),
         Err(error) => Look::Failed(error.to_string()),
     };
-    let _ = reports.send(Event::Looked(id, look));
+    let _ = reports.send(Event::Looked(id, number, look));
 }
 
 /// A look at all that runs beside the `instances` (by process id, with what was last measured and may still hold), blocking;

@@ -2,7 +2,7 @@
 
 use super::{
     core::{Core, SURVEY},
-    event::{Change, Event, Look, NotStarted, Survey},
+    event::{Change, Event, Look, NotStarted, Survey, Unproved},
     health::{Health, Verdict},
     world::{Handle, Records, World},
 };
@@ -22,7 +22,7 @@ impl<W: World> Core<W> {
         match event {
             Event::Instance(id, epoch, change) if self.is_current(&id, epoch, &change) => self.changed(&id, epoch, change, now),
             Event::Instance(..) => {}
-            Event::Looked(id, look) => self.looked(&id, look, now),
+            Event::Looked(id, number, look) => self.looked(&id, number, look, now),
             Event::Surveyed(survey) => self.surveyed(survey),
             Event::Program(identity, found) => self.program_found(&identity, found),
         }
@@ -47,16 +47,14 @@ impl<W: World> Core<W> {
     }
 
     fn spawned(&mut self, id: &TenantId, epoch: u64, process: W::Process) {
-        let known = self.observed.known.get(id);
-        let port = known.and_then(|known| known.port).unwrap_or(0);
-        let program = known.map(|known| known.launched.clone()).unwrap_or_default();
+        let Some(known) = self.observed.known.get(id) else { return };
         let record = InstanceRecord {
             epoch,
             pid: process.pid(),
             start_time: process.start_time(),
             boot_id: self.boot_id.clone(),
-            port,
-            program,
+            port: known.port.unwrap_or(0),
+            program: known.launched.clone(),
             started_at: self.world.unix_now(),
         };
         if let Err(error) = self.world.records().record_instance(id, &record) {
@@ -67,15 +65,13 @@ impl<W: World> Core<W> {
 
     fn ready(&mut self, id: &TenantId, epoch: u64, now: Moment) {
         self.queue.done(id);
-        let Some(process) = self.processes.get(id) else { return };
-        let (pid, started_at) = (process.pid(), self.world.unix_now());
-        if let Some(known) = self.observed.known.get_mut(id) {
-            let running = Running { epoch, pid, program: known.launched.clone(), since: now, started_at };
-            tracing::info!(tenant = %id, epoch, pid, port = known.port, "instance is ready");
-            known.restarts += u64::from(known.started_before);
-            known.started_before = true;
-            known.state = State::Running(running);
-        }
+        let started_at = self.world.unix_now();
+        let (Some(process), Some(known)) = (self.processes.get(id), self.observed.known.get_mut(id)) else { return };
+        let running = Running { epoch, pid: process.pid(), program: known.launched.clone(), since: now, started_at };
+        tracing::info!(tenant = %id, epoch, pid = running.pid, port = known.port, "instance is ready");
+        known.restarts += u64::from(known.started_before);
+        known.started_before = true;
+        known.state = State::Running(running);
         self.touch(id);
         self.stop_if_ending(id, now);
     }
@@ -152,15 +148,19 @@ impl<W: World> Core<W> {
         self.touch(id);
     }
 
-    fn looked(&mut self, id: &TenantId, look: Look<W::Process>, now: Moment) {
-        let Some(known) = self.observed.known.get_mut(id) else { return };
+    fn looked(&mut self, id: &TenantId, number: u64, look: Look<W::Process>, now: Moment) {
+        let Some(known) = self.observed.known.get_mut(id).filter(|known| known.state == State::Looking) else { return };
+        if self.looks.get(id) != Some(&number) {
+            return;
+        }
         match look {
             Look::Gone => known.state = State::Absent,
             Look::Failed(error) => {
                 tracing::warn!(tenant = %id, error, "could not look; again at the next tick");
                 known.state = State::Unknown;
+                return;
             }
-            Look::Ours { process, epoch, port } => {
+            Look::Ours { process, epoch, port, others } => {
                 tracing::info!(tenant = %id, epoch, pid = process.pid(), port, "instance adopted");
                 let record = self.instances.remove(id).filter(|record| record.epoch == epoch);
                 known.port = Some(port);
@@ -176,12 +176,16 @@ impl<W: World> Core<W> {
                 self.processes.insert(id.clone(), process.clone());
                 self.hold_to_limits(id);
                 self.world.watch(id, epoch, &process);
+                if !others.is_empty() {
+                    tracing::warn!(tenant = %id, count = others.len(), "processes beside its instance are stopped");
+                    self.world.stop_strays(id, others);
+                }
                 self.stop_if_ending(id, now);
             }
             Look::Unproved(processes) => {
                 tracing::warn!(tenant = %id, count = processes.len(), "nothing proves these processes to be ours: they are stopped before another start");
                 known.state = State::Stopping { epoch: 0, why: StopReason::Unproved };
-                self.world.stop_unproved(id, processes);
+                self.unproved.push(Unproved { id: id.clone(), processes, slot: known.slot });
             }
         }
         self.touch(id);
@@ -230,14 +234,14 @@ impl<W: World> Core<W> {
         self.observed.known.get(id).is_none_or(|known| matches!(known.state, State::Running(_) | State::Absent))
     }
 
-    /// Takes in what was answered since the last turn of the wheel, and asks whoever is due and was not seen to answer by the proxy.
-    pub(super) fn probe(&mut self, now: Moment) {
+    pub(super) fn take_in_answers(&mut self, now: Moment) {
         for ((id, epoch), answered) in self.world.answers(now) {
             self.probed(&id, epoch, answered);
         }
-        if self.stopping {
-            return;
-        }
+    }
+
+    /// Asks whoever is due and was not seen to answer by the proxy. Returns how many steps of the wheel are idle from here on.
+    pub(super) fn turn_wheel(&mut self, now: Moment) -> u32 {
         let running = |known: &Known| matches!(known.state, State::Running(_));
         let all = self.observed.known.iter().filter(|(_, known)| running(known)).map(|(id, known)| (id, known.slot));
         let seconds = |moment: Moment| moment.as_millis() / 1_000;
@@ -251,6 +255,7 @@ impl<W: World> Core<W> {
                 self.world.ask(&id, running.epoch, port, now);
             }
         }
+        self.health.skip_idle()
     }
 
     /// News from the proxy.

@@ -3,7 +3,7 @@
 //! Pure: no I/O, no clock, no randomness. The same function serves the loop, `sq-agent plan` in a pull request, and simulations.
 //! Level-triggered: it looks at how things are, never at what happened, so a lost or doubled event changes nothing.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     desired::{Desired, Tenant, TenantId},
@@ -56,7 +56,7 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Moment) -> Vec<Action> 
     }
     for (id, known) in &observed.known {
         let leaving = known.leaving || let_through.binary_search(id).is_ok();
-        plan_known(id, desired.tenants.get(id), known, leaving, now, &mut budget, &mut actions);
+        plan_known(id, desired.tenants.get(id), known, leaving, &observed.programs, now, &mut budget, &mut actions);
     }
     for (id, tenant) in desired.tenants.iter().filter(|(id, _)| !observed.known.contains_key(*id)) {
         actions.push(Action::Apply(id.clone()));
@@ -72,7 +72,7 @@ pub fn plan_tenant(desired: &Desired, observed: &Observed, id: &TenantId, now: M
     let mut actions = Vec::new();
     if let Some(known) = observed.known.get(id) {
         let mut budget = Budget::new(observed, now);
-        plan_known(id, desired.tenants.get(id), known, known.leaving, now, &mut budget, &mut actions);
+        plan_known(id, desired.tenants.get(id), known, known.leaving, &observed.programs, now, &mut budget, &mut actions);
     }
     actions
 }
@@ -103,11 +103,13 @@ impl Budget {
     }
 }
 
+#[allow(clippy::too_many_arguments)] // one tenant's whole view; a struct for it would be named after nothing
 fn plan_known(
     id: &TenantId,
     want: Option<&Tenant>,
     known: &Known,
     leaving: bool,
+    programs: &BTreeSet<String>,
     now: Moment,
     budget: &mut Budget,
     actions: &mut Vec<Action>,
@@ -128,7 +130,7 @@ fn plan_known(
         }
         State::Running(running) => {
             let suspended = want.unwrap_or(&known.spec).suspended;
-            actions.extend(why_stop(leaving, suspended, known, running, budget).map(|why| Action::Stop(id.clone(), why)));
+            actions.extend(why_stop(leaving, suspended, known, running, programs, budget).map(|why| Action::Stop(id.clone(), why)));
         }
     }
 }
@@ -138,7 +140,7 @@ fn may_start(want: Option<&Tenant>, known: &Known, now: Moment) -> bool {
     want.is_some_and(|want| *want != known.spec) || known.back_off.not_before.is_none_or(|at| now >= at)
 }
 
-fn why_stop(leaving: bool, suspended: bool, known: &Known, running: &Running, budget: &mut Budget) -> Option<StopReason> {
+fn why_stop(leaving: bool, suspended: bool, known: &Known, running: &Running, programs: &BTreeSet<String>, budget: &mut Budget) -> Option<StopReason> {
     if leaving {
         Some(StopReason::Removed)
     } else if suspended {
@@ -151,7 +153,7 @@ fn why_stop(leaving: bool, suspended: bool, known: &Known, running: &Running, bu
         Some(StopReason::OverMemory)
     } else if known.limits_pending && Budget::take(&mut budget.rolling) {
         Some(StopReason::LimitsChanged)
-    } else if running.program != known.program && !known.program.is_empty() && Budget::take(&mut budget.rolling) {
+    } else if running.program != known.program && programs.contains(&known.program) && Budget::take(&mut budget.rolling) {
         Some(StopReason::ProgramChanged)
     } else {
         None

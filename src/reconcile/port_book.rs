@@ -19,6 +19,7 @@ const TAKEN_FOR: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct PortBook {
     range: PortRange,
+    quarantine: Duration,
     owner: HashMap<u16, TenantId>,
     resting: HashMap<u16, Moment>,
     /// Ports of the range that nobody owns; a resting one may stand in it.
@@ -26,9 +27,14 @@ pub struct PortBook {
 }
 
 impl PortBook {
-    /// An empty book over `range`.
-    pub fn new(range: PortRange) -> Self {
-        Self { range, owner: HashMap::new(), resting: HashMap::new(), free: (range.first..=range.last).collect() }
+    /// An empty book over `range`; a port rests for `quarantine` after use.
+    pub fn new(range: PortRange, quarantine: Duration) -> Self {
+        Self { range, quarantine, owner: HashMap::new(), resting: HashMap::new(), free: (range.first..=range.last).collect() }
+    }
+
+    /// How long a port rests after use.
+    pub fn quarantine(&self) -> Duration {
+        self.quarantine
     }
 
     /// The range changed: tenants keep the port they have until they need another one.
@@ -45,23 +51,26 @@ impl PortBook {
         self.owner.insert(port, id.clone());
     }
 
-    /// `port` is nobody's from `now` on, and rests.
-    pub fn release(&mut self, port: u16, now: Moment) {
-        if self.owner.remove(&port).is_some() {
-            self.rest_until(port, now + QUARANTINE);
+    /// `port`, which was `id`'s, is nobody's from `now` on, and rests.
+    pub fn release(&mut self, port: u16, id: &TenantId, now: Moment) {
+        if self.owner.get(&port) == Some(id) {
+            self.owner.remove(&port);
+            self.rest_until(port, now + self.quarantine);
         }
     }
 
-    /// Something that is not ours holds `port`, which may have been somebody's.
-    pub fn taken(&mut self, port: u16, now: Moment) {
-        self.owner.remove(&port);
+    /// Something that is not ours holds `port`, which was `id`'s or nobody's.
+    pub fn taken(&mut self, port: u16, id: &TenantId, now: Moment) {
+        if self.owner.get(&port).is_none_or(|owner| owner == id) {
+            self.owner.remove(&port);
+        }
         self.rest_until(port, now + TAKEN_FOR);
     }
 
     /// `port` may not be given away before `until`.
     pub fn rest_until(&mut self, port: u16, until: Moment) {
         self.resting.insert(port, until);
-        if self.range.contains(port) {
+        if self.range.contains(port) && !self.owner.contains_key(&port) {
             self.free.insert(port);
         }
     }
@@ -93,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_tenant_keeps_its_port_and_no_other_gets_it() {
-        let mut book = PortBook::new(RANGE);
+        let mut book = PortBook::new(RANGE, QUARANTINE);
         book.give(10_002, &id("a"));
         assert_eq!(book.candidate(&id("a"), Some(10_002), NOW), Some(10_002));
         assert_eq!(book.candidate(&id("b"), Some(10_002), NOW), Some(10_001));
@@ -101,24 +110,34 @@ mod tests {
 
     #[test]
     fn a_released_port_rests_for_a_minute() {
-        let mut book = PortBook::new(PortRange { first: 10_001, last: 10_001 });
+        let mut book = PortBook::new(PortRange { first: 10_001, last: 10_001 }, QUARANTINE);
         book.give(10_001, &id("a"));
-        book.release(10_001, NOW);
+        book.release(10_001, &id("a"), NOW);
         assert_eq!(book.candidate(&id("b"), None, NOW + Duration::from_millis(59_999)), None);
         assert_eq!(book.candidate(&id("b"), None, NOW + QUARANTINE), Some(10_001));
     }
 
     #[test]
+    fn nobody_gives_up_what_has_become_anothers() {
+        let mut book = PortBook::new(RANGE, QUARANTINE);
+        book.give(10_001, &id("b"));
+        book.release(10_001, &id("a"), NOW);
+        book.taken(10_001, &id("a"), NOW);
+        assert_eq!(book.candidate(&id("c"), None, NOW + QUARANTINE), Some(10_002));
+        assert_eq!(book.candidate(&id("b"), Some(10_001), NOW), Some(10_001));
+    }
+
+    #[test]
     fn a_port_that_something_else_holds_is_skipped() {
-        let mut book = PortBook::new(RANGE);
+        let mut book = PortBook::new(RANGE, QUARANTINE);
         book.give(10_001, &id("a"));
-        book.taken(10_001, NOW);
+        book.taken(10_001, &id("a"), NOW);
         assert_eq!(book.candidate(&id("a"), Some(10_001), NOW), Some(10_002));
     }
 
     #[test]
     fn a_port_outside_a_changed_range_is_not_given_again() {
-        let mut book = PortBook::new(RANGE);
+        let mut book = PortBook::new(RANGE, QUARANTINE);
         book.give(10_001, &id("a"));
         book.range(PortRange { first: 10_002, last: 10_002 });
         assert_eq!(book.candidate(&id("a"), Some(10_001), NOW), Some(10_002));

@@ -15,7 +15,7 @@ pub struct Recovered {
     /// Every tenant that has a place.
     pub known: BTreeMap<TenantId, Known>,
     /// Live processes by the tenant in whose directory they run.
-    pub found: HashMap<TenantId, Vec<Found>>,
+    pub found: BTreeMap<TenantId, Vec<Found>>,
     /// What the records say of the latest instances.
     pub instances: HashMap<TenantId, InstanceRecord>,
     /// Processes of tenants that no record knows: they are ended.
@@ -26,12 +26,12 @@ pub struct Recovered {
 /// one of which nothing runs is `Absent`, whatever its record says.
 pub fn recover(records: Vec<TenantRecord>, found: Vec<Found>) -> Recovered {
     let mut recovered = Recovered::default();
-    let mut processes: HashMap<TenantId, Vec<Found>> = HashMap::new();
+    let mut processes: BTreeMap<TenantId, Vec<Found>> = BTreeMap::new();
     for found in found {
         processes.entry(found.id.clone()).or_default().push(found);
     }
     for record in records.into_iter().filter(|record| record.removed_at.is_none()) {
-        // A record without slot or readable spec is one that was being made when the agent died: it is made again.
+        // A removed tenant's slot may be another's by now, and a spec that cannot be read is of another version: it is taken in again.
         let (Some(slot), Some(spec)) = (record.slot, record.spec.as_deref().and_then(|spec| serde_json::from_str(spec).ok())) else {
             continue;
         };

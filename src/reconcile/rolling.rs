@@ -16,6 +16,8 @@ impl<W: World> Core<W> {
     /// The program that tenants.toml names is there.
     pub fn set_program(&mut self, program: SqBinary) {
         self.program_found(&self.desired.sq.identity(), Ok(program));
+        // The one before it may be needed, too.
+        self.find_program();
     }
 
     /// Looks for the programs that are needed, or installs them; what runs goes on meanwhile.
@@ -34,6 +36,7 @@ impl<W: World> Core<W> {
             Ok(program) => {
                 tracing::info!(path = %program.path.display(), version = %program.version, "sq is there");
                 self.programs.insert(identity.to_owned(), program);
+                self.observed.programs.insert(identity.to_owned());
                 self.replan = true;
             }
             Err(error) if source != *self.programs.target() => {
@@ -121,6 +124,16 @@ impl<W: World> Core<W> {
     pub(super) fn next_roll_out(&self, now: Moment) -> Option<Moment> {
         let to = self.programs.target();
         (to != self.programs.proved()).then(|| rollout::next_look(self.observed.known.values(), &to.identity(), now)).flatten()
+    }
+
+    /// The program that everybody is to have in the end.
+    pub fn program(&self) -> String {
+        self.programs.target().identity()
+    }
+
+    /// Whether another program is on its way to the tenants.
+    pub fn is_rolling_out(&self) -> bool {
+        self.programs.target() != self.programs.proved()
     }
 
     /// Where a roll-out stands, for people.

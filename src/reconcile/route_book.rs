@@ -15,6 +15,18 @@ pub struct RouteBook {
     rows: Vec<Row>,
     index: HashMap<TenantId, usize>,
     dirty: BTreeSet<TenantId>,
+    pending: Pending,
+}
+
+/// What of the rows is not in the table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Pending {
+    Nothing,
+    /// As at the start: what stands in the table is an earlier agent's, also where no tenant is left.
+    #[default]
+    Changed,
+    /// And writing it failed.
+    Failed,
 }
 
 impl RouteBook {
@@ -23,16 +35,28 @@ impl RouteBook {
         self.dirty.insert(id.clone());
     }
 
-    /// All rows as they are now, where one differs from the last call.
-    pub fn changed(&mut self, observed: &Observed, now: Moment) -> Option<&[Row]> {
-        let mut changed = false;
+    /// All rows as they are now, where they differ from what was published last.
+    pub fn unpublished(&mut self, observed: &Observed, now: Moment) -> Option<&[Row]> {
         for id in std::mem::take(&mut self.dirty) {
-            changed |= match observed.known.get(&id) {
+            let changed = match observed.known.get(&id) {
                 Some(known) => self.put(&id, rows::row(&id, known, now)),
                 None => self.remove(&id),
             };
+            if changed {
+                self.pending = self.pending.max(Pending::Changed);
+            }
         }
-        changed.then_some(&self.rows)
+        (self.pending > Pending::Nothing).then_some(&self.rows)
+    }
+
+    /// The rows stand in the table.
+    pub fn published(&mut self) {
+        self.pending = Pending::Nothing;
+    }
+
+    /// The table could not be written; whether that is news.
+    pub fn failed(&mut self) -> bool {
+        std::mem::replace(&mut self.pending, Pending::Failed) != Pending::Failed
     }
 
     fn put(&mut self, id: &TenantId, row: Row) -> bool {

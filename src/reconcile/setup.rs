@@ -8,6 +8,7 @@ use super::{
     agent::{Agent, HostEvent},
     core::{Core, Start},
     host::{Host, HostParts},
+    port_book::QUARANTINE,
 };
 use crate::{
     desired::{Desired, Rejected},
@@ -70,6 +71,7 @@ impl Agent {
             program,
             boot_id: boot_id().map_err(SetupError::Proc)?,
             starts: 2 * cores,
+            quarantine: QUARANTINE,
         };
         let state_dir = desired.state_dir.clone();
         let (host, events) = Host::new(HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher, alive });

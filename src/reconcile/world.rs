@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, fmt, io, path::PathBuf, time::Duration};
 
-use super::event::Drain;
+use super::event::{Drain, Unproved};
 use crate::{
     desired::{Desired, SqSource, TenantId},
     instance::{
@@ -89,10 +89,13 @@ pub trait World {
     fn start(&mut self, start: Start);
     /// Waits until nothing is in flight, or for long enough, then ends the process. Its row says `draining` by now.
     fn drain_and_stop(&mut self, drain: Drain<Self::Process>);
-    /// Ends processes of `id` that nothing proves to be its instance; the last exit is reported as that of epoch 0.
-    fn stop_unproved(&mut self, id: &TenantId, processes: Vec<Self::Process>);
-    /// Finds out whether one of `found` (where left out: of all that runs) is the start `epoch` of `id`, and which are not.
-    fn look(&mut self, id: &TenantId, epoch: u64, found: Option<Vec<Found>>);
+    /// The same for all of `unproved`, one after the other; the last exit is reported as that of epoch 0.
+    fn drain_unproved(&mut self, unproved: Unproved<Self::Process>);
+    /// Ends processes in the directory of `id` that never served as its instance. Nothing is reported.
+    fn stop_strays(&mut self, id: &TenantId, processes: Vec<Self::Process>);
+    /// Finds out whether one of `found` (where left out: of all that runs) is the start `epoch` of `id`, and which are not; `number`
+    /// names this look.
+    fn look(&mut self, id: &TenantId, number: u64, epoch: u64, found: Option<Vec<Found>>);
     /// Waits for the end of an instance that an earlier agent started.
     fn watch(&mut self, id: &TenantId, epoch: u64, process: &Self::Process);
     /// Looks at all that runs beside `instances` (by process id, with what was last measured and may still hold), and measures those.
@@ -133,21 +136,29 @@ pub trait World {
     fn reset_slot(&mut self, slot: u32);
 }
 
-/// What survives the agent: see [`crate::store::Store`], which is the real one, for the meaning of each.
-#[allow(missing_docs)]
+/// What survives the agent. Each call is kept whole or not at all, whenever the agent dies; times are seconds since 1970.
 pub trait Records {
+    /// Everything known of every tenant, ordered by id.
     fn load(&mut self) -> Result<Vec<TenantRecord>, StoreError>;
+    /// Ports in quarantine at `now`, each with its end.
     fn quarantined(&mut self, now: u64) -> Result<HashMap<u16, u64>, StoreError>;
-    fn assign_slot(&mut self, id: &TenantId) -> Result<u32, StoreError>;
-    fn next_epoch(&mut self, id: &TenantId) -> Result<u64, StoreError>;
-    fn set_program(&mut self, id: &TenantId, program: &str) -> Result<(), StoreError>;
-    fn set_port(&mut self, id: &TenantId, port: u16) -> Result<(), StoreError>;
-    fn release_port(&mut self, id: &TenantId, until: u64) -> Result<(), StoreError>;
-    fn record_instance(&mut self, id: &TenantId, instance: &InstanceRecord) -> Result<(), StoreError>;
-    fn clear_instance(&mut self, id: &TenantId) -> Result<(), StoreError>;
+    /// Gives a tenant its slot, and notes what is in force for it: with the one and without the other it could not be recovered.
+    fn take_in(&mut self, id: &TenantId, spec: &str) -> Result<u32, StoreError>;
+    /// Notes what is in force for a tenant.
     fn set_spec(&mut self, id: &TenantId, spec: &str) -> Result<(), StoreError>;
+    /// The number of the tenant's next start, never given twice, its port from now on, and the program that it is to run; another port
+    /// that it had is in quarantine until `until`.
+    fn begin_start(&mut self, id: &TenantId, port: u16, program: &str, until: u64) -> Result<u64, StoreError>;
+    /// What now runs for the tenant.
+    fn record_instance(&mut self, id: &TenantId, instance: &InstanceRecord) -> Result<(), StoreError>;
+    /// Nothing runs for the tenant any more.
+    fn clear_instance(&mut self, id: &TenantId) -> Result<(), StoreError>;
+    /// The tenant was removed at `at`; its port is in quarantine until `until`.
+    fn let_go(&mut self, id: &TenantId, at: u64, until: u64) -> Result<(), StoreError>;
+    /// What was kept by [`Self::keep_programs`].
     fn programs(&mut self) -> Result<Option<String>, StoreError>;
+    /// Keeps where the roll-out of programs stands.
     fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError>;
-    fn tombstone(&mut self, id: &TenantId, at: u64) -> Result<(), StoreError>;
+    /// Notes an event for people.
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError>;
 }

@@ -1,0 +1,113 @@
+//! The rules that hold at every moment, and what has to be true in the end.
+
+use sq_agent::{
+    observed::State as Instance,
+    reconcile::{core::Core, world::Start},
+    route::RouteState,
+};
+
+use crate::{
+    hands::SimWorld,
+    state::{STARTS, State},
+};
+
+/// A port is nobody else's for this long after use, ms.
+const QUARANTINE: u64 = 60_000;
+
+/// No more starts at once than the queue allows, in both of its lanes together.
+pub(crate) fn start(state: &mut State, start: &Start) {
+    if state.starting.len() > 2 * STARTS {
+        state.broken(format!("{} starts at once", state.starting.len()));
+    }
+    let used = state.port_used.get(&start.port).filter(|(at, by)| *by != start.id && at + QUARANTINE > state.now);
+    if let Some((at, by)) = used {
+        let ago = state.now - at;
+        state.broken(format!("port {} of {by} is given to another tenant {ago} ms after its last use", start.port));
+    }
+}
+
+/// No second process of a tenant, no second one on a port, no epoch twice, nobody who was forgotten.
+pub(crate) fn spawn(state: &mut State, start: &Start) {
+    let Start { id, epoch, port, .. } = start;
+    // One that somebody starts by hand can come between any look and the start; it is stopped at the next survey.
+    let ours = || state.procs.values().filter(|proc| proc.epoch > 0);
+    let twin = ours().find(|proc| proc.id == *id).map(|proc| format!("two processes of one tenant: epoch {epoch} beside {}", proc.epoch));
+    let same = ours().find(|proc| proc.port == *port && proc.id != *id).map(|proc| format!("one port for two tenants: beside {}", proc.id));
+    let forgotten = state.records.get(id).is_none_or(|record| record.removed_at.is_some());
+    let forgotten = forgotten.then(|| "a start of a tenant that was removed".to_owned());
+    let again = (!state.epochs.insert((id.clone(), *epoch))).then(|| format!("epoch {epoch} is used twice"));
+    for rule in [twin, same, forgotten, again].into_iter().flatten() {
+        state.broken(format!("{rule} ({id}, port {port})"));
+    }
+}
+
+/// Nobody is told to end whom the proxy still sends requests, and nobody in the middle of one.
+pub(crate) fn term(state: &mut State, pid: u32, hasty: bool) {
+    let Some(proc) = state.procs.get(&pid).filter(|proc| proc.listening && !hasty && !state.hasty) else { return };
+    let (id, epoch) = (proc.id.clone(), proc.epoch);
+    if state.is_routed(proc) {
+        state.broken(format!("TERM while the row is ready ({id} epoch {epoch})"));
+    }
+    if state.flights.values().flatten().any(|(of, _)| *of == pid) {
+        state.broken(format!("TERM while a request is in flight ({id} epoch {epoch})"));
+    }
+}
+
+/// A row that is published as ready names an instance that lives, or whose end the agent has not been told.
+pub(crate) fn ready_rows(state: &mut State) {
+    let lost = state.table.iter().filter(|row| row.state == RouteState::Ready).find(|row| {
+        let lives = state.procs.values().any(|proc| proc.id.as_str() == row.id && (proc.epoch, proc.port) == (row.epoch, row.port));
+        let told = state.told.iter().any(|(id, epoch)| id.as_str() == row.id && *epoch == row.epoch);
+        let started = state.epochs.iter().any(|(id, epoch)| id.as_str() == row.id && *epoch == row.epoch);
+        !lives && (told || !started)
+    });
+    if let Some(row) = lost {
+        let rule = format!("a row is ready whose instance is gone ({} epoch {} port {})", row.id, row.epoch, row.port);
+        state.broken(rule);
+    }
+}
+
+/// What is not yet as desired; `None`: all is.
+pub(crate) fn not_as_desired(state: &State, core: &Core<SimWorld>) -> Option<String> {
+    if !state.has_program {
+        return Some("sq is not there".to_owned());
+    }
+    if core.is_rolling_out() {
+        return Some("a program is rolled out".to_owned());
+    }
+    let wanted = &state.file.wanted;
+    let is_held = |id| core.held().is_some_and(|held| held.removals.binary_search(id).is_ok());
+    for proc in state.procs.values() {
+        let may = wanted.tenants.contains_key(&proc.id) || is_held(&proc.id);
+        if proc.epoch == 0 || proc.dying || !may {
+            return Some(format!("{} epoch {} runs and should not", proc.id, proc.epoch));
+        }
+    }
+    for (id, tenant) in &wanted.tenants {
+        match core.observed().known.get(id) {
+            Some(known) if known.spec == *tenant => {}
+            _ => return Some(format!("{id} is not taken in as it stands in the file")),
+        }
+    }
+    for (id, known) in &core.observed().known {
+        if !wanted.tenants.contains_key(id) && !is_held(id) {
+            return Some(format!("{id} is not forgotten"));
+        }
+        let Some(row) = state.row(id) else { return Some(format!("{id} has no row")) };
+        let live: Vec<_> = state.procs.values().filter(|proc| proc.id == *id).collect();
+        let expected = if known.spec.suspended { 0 } else { 1 };
+        if live.len() != expected {
+            return Some(format!("{id} has {} processes", live.len()));
+        }
+        match live.first() {
+            None if row.state != RouteState::Suspended => return Some(format!("the row of {id} is {:?}", row.state)),
+            Some(proc) if !state.is_routed(proc) => return Some(format!("the row of {id} is {:?} epoch {}", row.state, row.epoch)),
+            Some(proc) if !proc.listening || proc.hangs => return Some(format!("{id} does not answer")),
+            Some(proc) if proc.program != core.program() => return Some(format!("{id} runs {}", proc.program)),
+            Some(_) if known.unhealthy => return Some(format!("{id} waits for its restart")),
+            Some(_) if !matches!(known.state, Instance::Running(_)) => return Some(format!("{id} is held for {:?}", known.state)),
+            _ => {}
+        }
+    }
+    (state.table.len() != core.observed().known.len()).then(|| "there is a row too many".to_owned())
+}

@@ -1,0 +1,502 @@
+//! The world that the loop is given: each call reaches the simulated host, or is the agent's last.
+
+use std::{collections::HashMap, io, panic, time::Duration};
+
+use sq_agent::{
+    desired::{Desired, SqSource, TenantId},
+    instance::{
+        cgroup::{Applied, CgroupLimits},
+        isolation::Isolation,
+        ports::PortState,
+        process::StopSignal,
+        scan::Found,
+        usage::Memory,
+    },
+    observed::Moment,
+    reconcile::{
+        event::{Change, Drain, Event, Unproved},
+        world::{Records, Refusal, Start, World},
+    },
+    route::{Row, TableError},
+    store::{InstanceRecord, StoreError, TenantRecord},
+};
+
+use crate::{
+    calls::Call,
+    check,
+    state::{Asked, Ending, Next, Shared, SimProcess, State, Watcher, owned, trace},
+};
+
+/// How long a stop waits for the requests in flight, ms.
+const DRAIN: u64 = 10_000;
+
+/// With this the agent's turn ends where it dies.
+pub(crate) struct AgentDied;
+
+/// One agent's view of the host.
+pub(crate) struct SimWorld {
+    records: SimRecords,
+}
+
+/// What survives the agent.
+pub(crate) struct SimRecords(Shared);
+
+impl SimWorld {
+    pub(crate) fn new(state: Shared) -> Self {
+        Self { records: SimRecords(state) }
+    }
+
+    /// A call that changes something outside the agent.
+    fn act<R>(&self, call: Call, act: impl FnOnce(&mut State) -> R) -> R {
+        self.records.call(call, true, act)
+    }
+
+    /// A call that only asks.
+    fn ask_of<R>(&self, call: Call, ask: impl FnOnce(&mut State) -> R) -> R {
+        self.records.call(call, false, ask)
+    }
+}
+
+impl SimRecords {
+    fn call<R>(&self, call: Call, changes: bool, act: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.0.borrow_mut();
+        let fate = state.fate(call);
+        if fate == Some(false) {
+            state.coverage.crashed_at(call);
+            trace!(state, "the agent dies before {call:?}");
+            drop(state);
+            panic::resume_unwind(Box::new(AgentDied));
+        }
+        if changes {
+            state.changes += 1;
+            if state.frozen {
+                state.broken(format!("{call:?} though everything is as desired"));
+            }
+        }
+        let result = act(&mut state);
+        if fate == Some(true) {
+            state.coverage.crashed_at(call);
+            trace!(state, "the agent dies after {call:?}");
+            drop(state);
+            panic::resume_unwind(Box::new(AgentDied));
+        }
+        result
+    }
+
+    /// A call to instances.db, which may refuse it.
+    fn write<R>(&self, call: Call, act: impl FnOnce(&mut State) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        self.call(call, true, |state| {
+            if state.until.records_fail > state.now && state.rng.one_in(2) {
+                trace!(state, "{call:?} is refused");
+                state.coverage.hit("records_failed");
+                return Err(StoreError::File { what: "writing", path: "instances.db".into(), error: io::ErrorKind::StorageFull.into() });
+            }
+            act(state)
+        })
+    }
+}
+
+impl World for SimWorld {
+    type Process = SimProcess;
+    type Records = SimRecords;
+
+    fn records(&mut self) -> &mut SimRecords {
+        &mut self.records
+    }
+
+    fn unix_now(&self) -> u64 {
+        self.records.0.borrow().unix_now()
+    }
+
+    fn jitter(&mut self) -> f64 {
+        self.ask_of(Call::Jitter, |state| {
+            state.coverage.hit("back_off");
+            state.rng.below(1_001) as f64 / 1_000.0
+        })
+    }
+
+    fn fingerprint(&mut self) -> Option<[u8; 32]> {
+        self.ask_of(Call::Fingerprint, |state| {
+            let mut print = [u8::from(state.file.broken); 32];
+            print[..4].copy_from_slice(&state.file.version.to_le_bytes());
+            Some(print)
+        })
+    }
+
+    fn load(&mut self) -> Result<(Desired, String), Refusal> {
+        self.ask_of(Call::LoadFile, |state| {
+            if state.file.broken {
+                state.coverage.hit("refused_file");
+                let text = "broken".to_owned();
+                return Err(Refusal { summary: text.clone(), text });
+            }
+            Ok((Desired::clone(&state.file.wanted), state.file.wanted.hash.clone()))
+        })
+    }
+
+    fn save_last_good(&mut self, text: &str) -> Result<(), String> {
+        self.act(Call::SaveLastGood, |state| {
+            trace!(state, "version {text} is in force");
+            state.last_good = state.versions.get(text).cloned();
+            Ok(())
+        })
+    }
+
+    fn renew_settings(&mut self, _desired: &Desired) -> Result<(), String> {
+        self.act(Call::RenewSettings, |_| Ok(()))
+    }
+
+    fn find_program(&mut self, source: &SqSource, pause: Duration) {
+        self.act(Call::FindProgram, |state| {
+            let takes = state.rng.between(1, 500);
+            let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+            state.after(pause + takes, Next::ProgramFound(state.agent, source.clone()));
+        });
+    }
+
+    fn scan(&mut self) -> io::Result<Vec<Found>> {
+        self.ask_of(Call::Scan, |state| Ok(found(state)))
+    }
+
+    fn adopt(&mut self, found: &Found) -> io::Result<Option<SimProcess>> {
+        self.act(Call::Adopt, |state| Ok(state.procs.contains_key(&found.pid).then_some(SimProcess { pid: found.pid })))
+    }
+
+    fn start(&mut self, start: Start) {
+        self.act(Call::Start, |state| {
+            trace!(state, "start {} epoch {} port {}", start.id, start.epoch, start.port);
+            state.starting.insert((start.id.clone(), start.epoch));
+            check::start(state, &start);
+            let delay = state.rng.below(30);
+            state.after(delay, Next::Spawn(state.agent, start));
+        });
+    }
+
+    fn drain_and_stop(&mut self, drain: Drain<SimProcess>) {
+        self.act(Call::Drain, |state| {
+            trace!(state, "drain {} epoch {}", drain.id, drain.epoch);
+            let deadline = state.now + DRAIN;
+            state.after(0, Next::DrainLooks(state.agent, drain, deadline));
+        });
+    }
+
+    fn drain_unproved(&mut self, unproved: Unproved<SimProcess>) {
+        self.act(Call::DrainUnproved, |state| {
+            trace!(state, "drain unproved of {}: {:?}", unproved.id, unproved.processes);
+            state.coverage.hit("unproved");
+            let deadline = state.now + DRAIN;
+            state.after(0, Next::UnprovedLooks(state.agent, unproved, deadline));
+        });
+    }
+
+    fn stop_strays(&mut self, id: &TenantId, processes: Vec<SimProcess>) {
+        self.act(Call::StopStrays, |state| {
+            trace!(state, "stop strays of {id}: {processes:?}");
+            state.after(0, Next::EndOne(state.agent, Ending { id: id.clone(), left: processes, told: false, deadline: 0 }));
+        });
+    }
+
+    fn look(&mut self, id: &TenantId, number: u64, epoch: u64, found: Option<Vec<Found>>) {
+        self.act(Call::Look, |state| {
+            trace!(state, "look for {id} epoch {epoch}");
+            let takes = state.rng.between(0, 20);
+            state.after(takes, Next::LookNow(state.agent, id.clone(), (number, epoch), found));
+        });
+    }
+
+    fn watch(&mut self, id: &TenantId, epoch: u64, process: &SimProcess) {
+        self.act(Call::Watch, |state| {
+            let agent = state.agent;
+            trace!(state, "adopted {id} epoch {epoch} pid {}", process.pid);
+            state.coverage.hit("adopted");
+            match state.procs.get_mut(&process.pid) {
+                Some(proc) => proc.watchers.push(Watcher::Instance { agent, id: id.clone(), epoch }),
+                None => state.send(agent, Some(id), Event::Instance(id.clone(), epoch, Change::Exited(sq_agent::instance::Exit::Unknown))),
+            }
+        });
+    }
+
+    fn survey(&mut self, _desired: &Desired, instances: HashMap<u32, Option<Memory>>) {
+        self.ask_of(Call::Survey, |state| {
+            let takes = state.rng.between(0, 200);
+            state.after(takes, Next::SurveyNow(state.agent, instances.into_keys().collect()));
+        });
+    }
+
+    fn signal(&mut self, process: &SimProcess, _signal: StopSignal) -> io::Result<()> {
+        self.act(Call::Signal, |state| {
+            state.terminate(process.pid, true);
+            Ok(())
+        })
+    }
+
+    fn probe_port(&mut self, port: u16) -> PortState {
+        self.ask_of(Call::ProbePort, |state| {
+            let taken = state.stranger_on(port) || state.listener(port).is_some();
+            if taken {
+                trace!(state, "port {port} is taken");
+                PortState::Taken { by: "somebody".into() }
+            } else {
+                PortState::Free
+            }
+        })
+    }
+
+    fn ask(&mut self, id: &TenantId, epoch: u64, port: u16, now: Moment) {
+        self.ask_of(Call::Ask, |state| state.asked.push(Asked { id: id.clone(), epoch, port, at: now.as_millis() }));
+    }
+
+    fn is_asking(&self) -> bool {
+        !self.records.0.borrow().asked.is_empty()
+    }
+
+    fn answers(&mut self, now: Moment) -> Vec<((TenantId, u64), bool)> {
+        self.ask_of(Call::Answers, |state| {
+            const LIMIT: u64 = 3_000;
+            let mut known = Vec::new();
+            for asked in std::mem::take(&mut state.asked) {
+                let answer = match state.listener(asked.port) {
+                    Some(proc) if proc.hangs => (now.as_millis() >= asked.at + LIMIT).then_some(false),
+                    Some(_) => Some(true),
+                    None => Some(state.stranger_on(asked.port)),
+                };
+                match answer {
+                    Some(answer) => known.push(((asked.id, asked.epoch), answer)),
+                    None => state.asked.push(asked),
+                }
+            }
+            known
+        })
+    }
+
+    fn publish(&mut self, rows: &[Row]) -> Result<(), TableError> {
+        self.act(Call::Publish, |state| {
+            if state.until.publish_fails > state.now {
+                state.coverage.hit("publish_failed");
+                return Err(TableError::Layout { what: "a fault" });
+            }
+            for row in rows {
+                if !state.table.contains(row) {
+                    trace!(state, "row {} {:?} epoch {} port {}", row.id, row.state, row.epoch, row.port);
+                }
+            }
+            rows.clone_into(&mut state.table);
+            state.generation += 1;
+            check::ready_rows(state);
+            Ok(())
+        })
+    }
+
+    fn heartbeat(&mut self) {
+        self.ask_of(Call::Heartbeat, |_| ());
+    }
+
+    fn generation(&self) -> u64 {
+        self.records.0.borrow().generation
+    }
+
+    fn last_answer(&self, slot: u32) -> Option<u32> {
+        self.records.0.borrow().last_answer.get(&slot).copied()
+    }
+
+    fn requests(&self, _slot: u32) -> u64 {
+        0
+    }
+
+    fn isolation(&self) -> Option<Isolation> {
+        None
+    }
+
+    fn limits_memory(&self) -> bool {
+        true
+    }
+
+    fn apply_limits(&mut self, _id: &TenantId, _limits: &CgroupLimits) -> Result<Applied, String> {
+        // How much it uses is chance.
+        self.act(Call::ApplyLimits, |state| Ok(if state.rng.one_in(8) { Applied::NeedsRestart } else { Applied::Now }))
+    }
+
+    fn let_go(&mut self, id: &TenantId) {
+        self.act(Call::LetGoTenant, |state| {
+            if state.procs.values().any(|proc| proc.id == *id && proc.epoch > 0) {
+                state.broken(format!("{id} is let go while it runs"));
+            }
+        });
+    }
+
+    fn place_proxy(&mut self, _pid: u32) {}
+
+    fn reset_slot(&mut self, slot: u32) {
+        self.act(Call::ResetSlot, |state| {
+            state.last_answer.remove(&slot);
+        });
+    }
+}
+
+impl Records for SimRecords {
+    fn load(&mut self) -> Result<Vec<TenantRecord>, StoreError> {
+        self.call(Call::LoadRecords, false, |state| Ok(state.records.values().cloned().collect()))
+    }
+
+    fn quarantined(&mut self, now: u64) -> Result<HashMap<u16, u64>, StoreError> {
+        self.call(Call::Quarantined, false, |state| {
+            state.quarantine.retain(|_, until| *until > now);
+            if !state.quarantine.is_empty() {
+                state.coverage.hit("port_rested");
+            }
+            Ok(state.quarantine.clone().into_iter().collect())
+        })
+    }
+
+    fn take_in(&mut self, id: &TenantId, spec: &str) -> Result<u32, StoreError> {
+        self.write(Call::TakeIn, |state| {
+            if let Some(record) = state.records.get_mut(id) {
+                record.removed_at = None;
+                record.spec = Some(spec.to_owned());
+                return Ok(record.slot.unwrap_or(0));
+            }
+            let slot = state.next_slot;
+            state.next_slot += 1;
+            let record = TenantRecord {
+                id: id.clone(),
+                slot: Some(slot),
+                port: None,
+                epoch: 0,
+                program: None,
+                spec: Some(spec.to_owned()),
+                removed_at: None,
+                instance: None,
+            };
+            state.records.insert(id.clone(), record);
+            Ok(slot)
+        })
+    }
+
+    fn begin_start(&mut self, id: &TenantId, port: u16, program: &str, until: u64) -> Result<u64, StoreError> {
+        self.write(Call::BeginStart, |state| {
+            if let Some(owner) = state.records.values().find(|record| record.port == Some(port) && record.id != *id) {
+                return Err(StoreError::PortOwned { port, owner: owner.id.to_string() });
+            }
+            let record = known(state, id)?;
+            record.epoch += 1;
+            record.program = Some(program.to_owned());
+            let epoch = record.epoch;
+            if let Some(former) = record.port.replace(port) {
+                state.quarantine.insert(former, until);
+            }
+            state.quarantine.remove(&port);
+            Ok(epoch)
+        })
+    }
+
+    fn record_instance(&mut self, id: &TenantId, instance: &InstanceRecord) -> Result<(), StoreError> {
+        self.write(Call::RecordInstance, |state| {
+            known(state, id)?.instance = Some(instance.clone());
+            Ok(())
+        })
+    }
+
+    fn clear_instance(&mut self, id: &TenantId) -> Result<(), StoreError> {
+        self.write(Call::ClearInstance, |state| {
+            if let Some(record) = state.records.get_mut(id) {
+                record.instance = None;
+            }
+            Ok(())
+        })
+    }
+
+    fn set_spec(&mut self, id: &TenantId, spec: &str) -> Result<(), StoreError> {
+        self.write(Call::SetSpec, |state| {
+            known(state, id)?.spec = Some(spec.to_owned());
+            Ok(())
+        })
+    }
+
+    fn let_go(&mut self, id: &TenantId, at: u64, until: u64) -> Result<(), StoreError> {
+        self.write(Call::LetGo, |state| {
+            trace!(state, "{id} is let go");
+            let record = known(state, id)?;
+            record.removed_at = Some(at);
+            if let Some(port) = record.port.take() {
+                state.quarantine.insert(port, until);
+            }
+            Ok(())
+        })
+    }
+
+    fn programs(&mut self) -> Result<Option<String>, StoreError> {
+        self.call(Call::Programs, false, |state| Ok(state.programs.clone()))
+    }
+
+    fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError> {
+        self.write(Call::KeepPrograms, |state| {
+            state.programs = Some(kept.to_owned());
+            Ok(())
+        })
+    }
+
+    fn event(&mut self, _at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {
+        self.write(Call::Event, |state| {
+            let whose = id.map_or("", TenantId::as_str);
+            trace!(state, "event {kind} {whose}: {detail}");
+            match kind {
+                "removals_held" => state.coverage.hit("held"),
+                "removals_confirmed" => state.coverage.hit("confirmed"),
+                "rollout_complete" => state.coverage.hit("roll_out_complete"),
+                "rollout_went_back" => state.coverage.hit("roll_out_went_back"),
+                "crash_loop" => state.coverage.hit("crash_loop"),
+                "port_skipped" => state.coverage.hit("port_skipped"),
+                "stopped" => {
+                    let hit = match detail {
+                        "removed from tenants.toml" => "stopped_removed",
+                        "suspended" => "stopped_suspended",
+                        "its memory limit was lowered below what it uses" => "stopped_for_lowered_limit",
+                        "three probes in a row failed" => "stopped_for_failed_probes",
+                        "another sq program is desired" => {
+                            if !state.has_program {
+                                state.broken(format!("{whose} is stopped for a program that is not there"));
+                            }
+                            "another_program_rolled_out"
+                        }
+                        _ => "stopped_otherwise",
+                    };
+                    state.coverage.hit(hit);
+                }
+                _ => {}
+            }
+            Ok(())
+        })
+    }
+}
+
+fn known<'a>(state: &'a mut State, id: &TenantId) -> Result<&'a mut TenantRecord, StoreError> {
+    state.records.get_mut(id).ok_or_else(|| StoreError::UnknownTenant(id.to_string()))
+}
+
+/// The key that a start is given, and that a look compares.
+pub(crate) fn key(id: &TenantId, epoch: u64) -> String {
+    format!("{id}#{epoch}")
+}
+
+/// What /proc shows.
+pub(crate) fn found(state: &State) -> Vec<Found> {
+    let found = |(pid, proc): (&u32, &crate::state::Proc)| Found {
+        id: proc.id.clone(),
+        pid: *pid,
+        start_time: u64::from(*pid),
+        port: proc.port,
+        key: key(&proc.id, proc.epoch),
+    };
+    state.procs.iter().map(found).collect()
+}
+
+/// What tells an agent's start apart: the last good copy, where the file is broken.
+pub(crate) fn load_at_start(state: &mut State) -> Option<(std::sync::Arc<Desired>, Option<String>)> {
+    if !state.file.broken {
+        return Some((owned(&state.file.wanted), None));
+    }
+    state.coverage.hit("started_with_broken_file");
+    let last_good = state.last_good.clone()?;
+    state.coverage.hit("last_good_start");
+    Some((owned(&last_good), Some("broken".into())))
+}

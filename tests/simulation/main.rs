@@ -1,0 +1,85 @@
+//! The loop against a simulated host: a virtual clock, seeded faults, and an agent that may die in the middle of any call.
+//!
+//! A million seeds: `cargo test --release --test simulation -- --ignored million`. The story of one: `SQ_AGENT_SEED=N cargo test --test
+//! simulation -- --ignored one_seed --nocapture`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
+#![allow(clippy::cast_possible_truncation)]
+
+mod calls;
+mod check;
+mod coverage;
+mod engine;
+mod hands;
+mod rng;
+mod script;
+mod search;
+mod state;
+mod tasks;
+
+use engine::{Calm, Options};
+use search::{failure, search};
+use state::Plant;
+
+/// How many seeds a planted bug may survive.
+const FOUND_WITHIN: u64 = 500;
+
+fn options(calm: Calm) -> Options {
+    Options { plant: None, calm, verbose: false }
+}
+
+fn run_all(seeds: u64, options: Options) -> coverage::Coverage {
+    search(0..seeds, options).unwrap_or_else(|seed| panic!("{}", failure(seed, options)))
+}
+
+#[test]
+fn ten_thousand_seeds_break_no_rule_end_as_desired_and_reach_every_interesting_state() {
+    let coverage = run_all(10_000, options(Calm::MostlyShort));
+    assert_eq!(coverage.missing(), Vec::<String>::new(), "never reached; all that was:\n{coverage}");
+}
+
+#[test]
+#[ignore = "takes most of an hour on 2 cores, with --release"]
+fn a_million_seeds_break_no_rule_and_end_as_desired() {
+    println!("{}", run_all(1_000_000, options(Calm::Hour)));
+}
+
+#[test]
+#[ignore = "tells the story of the seed in SQ_AGENT_SEED"]
+fn one_seed() {
+    let seed = std::env::var("SQ_AGENT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    println!("{}", failure(seed, options(Calm::Hour)));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
+    let hash = |seed| {
+        let (steps, end) = script::script(seed);
+        engine::run(seed, &steps, end, options(Calm::MostlyShort)).hash
+    };
+    for seed in 0..100 {
+        assert_eq!(hash(seed), hash(seed), "seed {seed}");
+        assert_ne!(hash(seed), hash(seed + 1));
+    }
+}
+
+fn is_found(plant: Plant, rule: &str) {
+    let options = Options { plant: Some(plant), ..options(Calm::MostlyShort) };
+    let seed = search(0..FOUND_WITHIN, options).expect_err("the planted bug was not found");
+    let story = failure(seed, options);
+    assert!(story.contains(rule), "{story}");
+}
+
+#[test]
+fn a_stop_that_skips_the_drain_is_found() {
+    is_found(Plant::SkipDrain, "TERM while a request is in flight");
+}
+
+#[test]
+fn an_exit_that_is_not_told_is_found() {
+    is_found(Plant::DropExit, "not as desired in time");
+}
+
+#[test]
+fn a_port_that_is_used_again_at_once_is_found() {
+    is_found(Plant::ReusePort, "is given to another tenant");
+}
