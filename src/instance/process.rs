@@ -122,7 +122,20 @@ impl Process {
     /// Takes over a child by the pidfd that came with its birth. Must run inside a tokio runtime.
     pub(super) fn from_birth(pid: u32, pidfd: OwnedFd) -> io::Result<Self> {
         // Nobody else reaps it, so the pid is still its own.
-        Self::new(pid, procfs::stat(pid)?.start_time, pidfd)
+        match procfs::stat(pid) {
+            Ok(stat) => Self::new(pid, stat.start_time, pidfd),
+            Err(error) => {
+                Self::end_newborn(&pidfd);
+                Err(error)
+            }
+        }
+    }
+
+    /// Kills and reaps a child of which there is a pidfd alone.
+    pub(super) fn end_newborn(pidfd: &OwnedFd) {
+        // Both fail only where it is gone already.
+        let _ = pidfd_send_signal(pidfd.as_fd(), Signal::KILL);
+        let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
     }
 
     /// Kills a child and reaps it before returning; for one that must not stay, where nothing can be awaited.

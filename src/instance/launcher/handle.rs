@@ -188,11 +188,12 @@ impl Launcher {
             }
         };
         let (Reply::Launched { pid }, Some(pidfd)) = (reply, received.pop()) else { return Err(LauncherError::OutOfTurn.into()) };
-        let process = Process::from_birth(pid, pidfd).map_err(|error| io_error("watching the new process", error))?;
+        // Where /proc hides what may not be traced (ProtectProc=invisible), it shows the child only once that is sq.
         if let Some(why) = failure(errors) {
-            process.end_now();
+            Process::end_newborn(&pidfd);
             return Err(LaunchError::Exec { binary: spec.binary.clone(), why });
         }
+        let process = Process::from_birth(pid, pidfd).map_err(|error| io_error("watching the new process", error))?;
         Ok(spawn::noted(process, &ready.user_dir)?)
     }
 
