@@ -85,6 +85,9 @@ struct Shared {
 /// How long a child may take from fork to exec; it takes under a millisecond.
 const EXEC_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
+/// Of -1000 (never) to 1000 (first): far above what else runs on the host.
+const OOM_SCORE: &str = "500";
+
 impl Launcher {
     /// Starts the launcher process. Call [`crate::instance::limits::prepare_agent_limits`] before: what is limited there is
     /// inherited. Blocks for some 20 ms, while the launcher tries what this host permits.
@@ -194,6 +197,9 @@ impl Launcher {
             return Err(LaunchError::Exec { binary: spec.binary.clone(), why });
         }
         let process = Process::from_birth(pid, pidfd).map_err(|error| io_error("watching the new process", error))?;
+        // A host that is out of memory takes an instance rather than the agent, whose unit stands far below. Where it cannot be
+        // written, the kernel chooses by size alone.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
         Ok(spawn::noted(process, &ready.user_dir)?)
     }
 

@@ -73,6 +73,7 @@ impl Line {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|error| io_error("making its socket", error.into()))?;
         let child = Command::new(exe)
+            .arg0("sq-agent")
             .arg("launcher")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
