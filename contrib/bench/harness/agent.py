@@ -44,13 +44,14 @@ def free_port():
 class Agent:
     """`sq-agent run` in `directory`, serving `ids` on `self.port`."""
 
-    def __init__(self, program, sq, directory, ids, *, cpu=None):
+    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto"):
         self.directory = directory
         self.file = directory / "tenants.toml"
         self.state = directory / "state"
         self.secret = os.urandom(24).hex()
         self.port = free_port()
         self.name = f"bench-{os.getpid()}"
+        self.isolation = isolation
         key = directory / "jwt.key"
         key.touch(mode=0o600)
         key.write_text(self.secret)
@@ -58,16 +59,26 @@ class Agent:
         self.ids = list(ids)
         self.save()
         self.log = open(directory / "agent.log", "wb")
+        self.program, self.cpu = program, cpu
+        self.run()
+
+    def run(self):
+        """Starts `sq-agent run`."""
         # A session of its own: Ctrl-C at the terminal must reach it through `stop` alone.
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [program, "run", "--quiet", "--tenants", self.file],
+            [self.program, "run", "--quiet", "--tenants", self.file],
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
             start_new_session=True,
-            preexec_fn=(lambda: os.sched_setaffinity(0, {cpu})) if cpu is not None else None,
+            preexec_fn=(lambda: os.sched_setaffinity(0, {self.cpu})) if self.cpu is not None else None,
         )
+
+    def kill(self):
+        """SIGKILL; instances and proxy go on."""
+        self.process.kill()
+        self.process.wait()
 
     def save(self):
         """Saves tenants.toml as git and editors do: a new file, renamed over the old one."""
@@ -77,6 +88,7 @@ class Agent:
 state_dir = "state"
 name = "{self.name}"
 ports = "{PORTS}"
+isolation = "{self.isolation}"
 [sq]
 binary = "{self.sq}"
 [proxy]
