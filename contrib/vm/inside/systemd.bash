@@ -11,7 +11,7 @@ first=t1@example.com
 
 property() { systemctl show --value --property "$1" $unit; }
 main() { property MainPID; }
-proxy() { pgrep -o -u sq-agent -f 'sq-agent.* proxy'; }
+proxy() { status | jq .proxy.pid; }
 status() { sq-agent status --json; }
 ready() { status | jq '[.tenants[] | select(.state == "ready")] | length'; }
 all_ready() { [ "$(ready)" = "$wanted" ]; }
