@@ -7,6 +7,7 @@ pub mod cli;
 pub mod daemon;
 pub mod desired;
 pub mod doctor;
+pub(crate) mod framed;
 pub mod handover;
 pub mod instance;
 pub mod instance_key;

@@ -361,6 +361,7 @@ fn the_file_at_the_top_and_the_examples_are_good() {
 
 #[test]
 fn a_small_memory_limit_lets_fewer_reads_run_side_by_side() {
-    let reads = |memory: Option<u64>| Limits { memory_max: memory, ..good("[[tenants]]\nid = 'a'\n").tiers["free"].clone() }.reads_at_once();
+    let reads =
+        |memory: Option<u64>| Limits { memory_max: memory, ..good("[[tenants]]\nid = 'a'\n").tiers["free"].clone() }.reads_at_once();
     assert_eq!([reads(Some(4 << 20)), reads(Some(20 << 20)), reads(Some(64 << 20)), reads(None)], [1, 2, 8, 8]);
 }

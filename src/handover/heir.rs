@@ -14,10 +14,7 @@ use super::{
     HandoverError, Holder,
     wire::{ToHeir, ToHolder},
 };
-use crate::proxy::control::{
-    socket::{receive, send},
-    wire::Decoder,
-};
+use crate::framed::{Decoder, receive, send};
 
 /// A program that was started to take over.
 pub struct Heir {

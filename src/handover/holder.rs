@@ -18,10 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::wire::{ToHeir, ToHolder};
-use crate::proxy::control::{
-    socket::{ControlError, receive, send},
-    wire::Decoder,
-};
+use crate::framed::{ControlError, Decoder, receive, send};
 
 /// A new program has so long for its own check.
 const CHECK: Duration = Duration::from_secs(5);

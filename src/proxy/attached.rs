@@ -11,10 +11,8 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{io::unix::AsyncFd, net::UnixStream, time::timeout};
 
-use super::control::{
-    socket::{ControlError, receive, send},
-    wire::{Decoder, Hello, PROTOCOL, ToAgent, ToProxy},
-};
+use super::control::{Hello, PROTOCOL, ToAgent, ToProxy};
+use crate::framed::{ControlError, Decoder, receive, send};
 use crate::{route::Side, sys};
 
 /// A proxy greets within milliseconds; a stuck one is no longer waited for.

@@ -23,13 +23,11 @@ use tokio::{
 
 use super::{
     attached::{Proxy, SupervisorError, io_error},
-    control::{
-        socket::send,
-        wire::{ToAgent, ToProxy},
-    },
+    control::{ToAgent, ToProxy},
     network::JoinNetwork,
     standing::control_path,
 };
+use crate::framed::send;
 use crate::{route::Side, telemetry};
 
 /// A proxy serves within 50 ms; one that does not in this time, on a host under whatever load, does not work.

@@ -15,11 +15,9 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::control::{
-    socket::{ControlError, receive, send},
-    wire::{Decoder, Hello, NudgeReason, ToAgent, ToProxy, WireError},
-};
+use super::control::{Hello, NudgeReason, ToAgent, ToProxy};
 use crate::desired::TenantId;
+use crate::framed::{ControlError, Decoder, WireError, receive, send};
 
 /// Tenants whose instances are missed, on their way to the agent.
 pub(crate) type Nudges = mpsc::Receiver<(TenantId, NudgeReason)>;

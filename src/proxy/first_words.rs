@@ -7,16 +7,14 @@ use std::os::{
 };
 
 use super::{
-    control::{
-        socket::{ControlError, receive_blocking, send_blocking},
-        wire::{Decoder, Hello, ToAgent, ToProxy, WireError},
-    },
+    control::{Hello, ToAgent, ToProxy},
     conversation::{is_owner, settings_descriptors},
     live::{BadSettings, Live},
     network,
     process::{ProxyError, doing},
     settings::Settings,
 };
+use crate::framed::{ControlError, Decoder, WireError, receive_blocking, send_blocking};
 
 /// The first conversation, up to settings that can be served by.
 pub(crate) struct First {

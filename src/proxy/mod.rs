@@ -14,7 +14,7 @@ mod build;
 mod classify;
 mod clock;
 mod connection;
-pub(crate) mod control;
+mod control;
 mod conversation;
 pub mod credentials;
 mod first_words;
@@ -45,7 +45,7 @@ mod token;
 mod track;
 mod upload;
 
-pub use control::wire::NudgeReason;
+pub use control::NudgeReason;
 pub use listen::ListenError;
 pub use network::JoinNetwork;
 pub use token::MintError;

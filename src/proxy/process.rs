@@ -15,7 +15,7 @@ use tokio::{runtime, sync::mpsc, time::Instant};
 use super::{
     access_log::AccessLog,
     build, clock,
-    control::wire::{Hello, PROTOCOL, ToAgent, ToProxy, WireError},
+    control::{Hello, PROTOCOL, ToAgent, ToProxy},
     conversation::Conversation,
     first_words::{self, First, Received, take},
     live::Current,
@@ -28,6 +28,7 @@ use super::{
     settings::Settings,
     tenant::Tenants,
 };
+use crate::framed::WireError;
 use crate::telemetry;
 
 /// Nudges that may wait for the agent; more are dropped.

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     attached::{LAST_WORDS, Proxy},
-    control::wire::ToAgent,
+    control::ToAgent,
     supervisor::{ProxyEvent, nudge},
 };
 use crate::route::{Activity, Side};

@@ -21,7 +21,7 @@ use super::{
     classify::{Kind, Verdict, classify},
     clock,
     connection::State,
-    control::wire::NudgeReason,
+    control::NudgeReason,
     forward::{Answer, Exchange, Failure, exchange},
     headers::{self, UpstreamHead},
     in_flight::InFlight,

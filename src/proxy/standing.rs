@@ -14,11 +14,9 @@ use tokio::{
 
 use super::{
     attached::{GREETING, Proxy},
-    control::{
-        socket::{receive, send},
-        wire::{Decoder, Hello, PROTOCOL, ToAgent, ToProxy},
-    },
+    control::{Hello, PROTOCOL, ToAgent, ToProxy},
 };
+use crate::framed::{Decoder, receive, send};
 use crate::route::Side;
 
 /// How often a socket behind which nobody answers is looked at.

@@ -14,15 +14,13 @@ use tokio::{
 use super::{
     attached::{Proxy, SupervisorError},
     birth::{self, Outfit},
-    control::{
-        socket::send,
-        wire::{ToAgent, ToProxy},
-    },
+    control::{ToAgent, ToProxy},
     retirement::{Escort, Farewell, RETIRE},
     settings::Settings,
     standing::{Reason, Standing, Wanted, control_path, serving, until_silence_ends},
     supervisor::{NotUp, ProxyEvent, Serving, SupervisorConfig, nudge},
 };
+use crate::framed::send;
 use crate::route::Side;
 
 /// First and longest pause before a new start. The very first new start comes at once.

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     build,
-    control::wire::NudgeReason,
+    control::NudgeReason,
     listen::{ListenError, listeners},
     network::{self, JoinNetwork},
     settings::Settings,

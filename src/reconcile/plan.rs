@@ -140,7 +140,14 @@ fn may_start(want: Option<&Tenant>, known: &Known, now: Moment) -> bool {
     want.is_some_and(|want| *want != known.spec) || known.back_off.not_before.is_none_or(|at| now >= at)
 }
 
-fn why_stop(leaving: bool, suspended: bool, known: &Known, running: &Running, programs: &BTreeSet<String>, budget: &mut Budget) -> Option<StopReason> {
+fn why_stop(
+    leaving: bool,
+    suspended: bool,
+    known: &Known,
+    running: &Running,
+    programs: &BTreeSet<String>,
+    budget: &mut Budget,
+) -> Option<StopReason> {
     if leaving {
         Some(StopReason::Removed)
     } else if suspended {

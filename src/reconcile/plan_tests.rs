@@ -40,7 +40,11 @@ fn running(n: usize) -> Known {
 }
 
 fn observed(ids: impl IntoIterator<Item = usize>) -> Observed {
-    Observed { known: ids.into_iter().map(|n| (id(n), running(n))).collect(), programs: [PROGRAM, "sq 0.7.0"].map(String::from).into(), ..Observed::default() }
+    Observed {
+        known: ids.into_iter().map(|n| (id(n), running(n))).collect(),
+        programs: [PROGRAM, "sq 0.7.0"].map(String::from).into(),
+        ..Observed::default()
+    }
 }
 
 fn with(mut observed: Observed, n: usize, change: impl FnOnce(&mut Known)) -> Observed {

@@ -1,0 +1,102 @@
+//! What agent and proxy say to each other over the private socket: settings and descriptors down, nudges up.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{desired::TenantId, proxy::settings::Settings};
+
+/// Raised when either end would no longer understand the other's words. Two are for ever, so that a proxy of any version can be replaced:
+/// [`ToProxy::Shutdown`], and of [`Hello`] `pid`, `side`, `listeners`, `protocol` and `retiring`. More fields may join them; those of a version
+/// that lacks them count as 0, no, or unknown.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// Agent to proxy.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToProxy {
+    /// To a new proxy, before anything else: work in this network. Descriptors: the user namespace, if `user`; the network namespace.
+    Join { user: bool },
+    /// Serve by these from now on. Descriptors: `listeners` listeners, the route table, the activity page.
+    Settings {
+        settings: Box<Settings>,
+        listeners: usize,
+        /// Comes back in the answer.
+        serial: u64,
+    },
+    /// Accept nothing more, finish what is in flight for at most so long, exit. Said again, the earlier end holds.
+    Shutdown {
+        grace_ms: u64,
+        /// Another proxy serves on: no client must notice. Otherwise idle connections are closed at once.
+        #[serde(default)]
+        retire: bool,
+    },
+}
+
+/// Who a proxy is. Descriptors: `listeners` listeners, so that a new agent gets them back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Hello {
+    pub(crate) pid: u32,
+    pub(crate) version: String,
+    /// Its half of the in-flight words; none before its first settings.
+    pub(crate) side: Option<u8>,
+    pub(crate) listeners: usize,
+    /// See [`PROTOCOL`].
+    pub(crate) protocol: u32,
+    /// Which program file it runs: see `build::of`.
+    pub(crate) build: Option<String>,
+    /// When it started: CLOCK_MONOTONIC, nanoseconds.
+    pub(crate) born_ns: u64,
+    /// It was told to end.
+    pub(crate) retiring: bool,
+    /// The inode of its network namespace.
+    pub(crate) network: Option<u64>,
+}
+
+/// Proxy to agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ToAgent {
+    /// The first message on each connection.
+    Hello(Hello),
+    /// The settings with this serial are in force.
+    Applied { serial: u64 },
+    /// They are not, and the last good ones go on.
+    Refused { serial: u64, why: String },
+    /// A request waits for this tenant's instance.
+    Nudge { id: TenantId, reason: NudgeReason },
+    /// It was told to end and does so now. Requests that did not finish in time: `cut`.
+    Ended { cut: u64 },
+}
+
+/// Why the proxy nudges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NudgeReason {
+    /// A request waits for an instance that is not ready.
+    Parked,
+    /// The row says ready, but nobody listens on its port.
+    Refused,
+    /// The row says ready, but another instance (or program) answers on its port.
+    WrongInstance,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::framed::{Decoder, encode};
+
+    #[test]
+    fn the_words_that_replace_a_proxy_are_understood_by_every_version() {
+        let mut decoder = Decoder::default();
+        let mut hear = |text: &str| {
+            let bytes = [&u32::try_from(text.len()).unwrap().to_le_bytes()[..], text.as_bytes()].concat();
+            decoder.feed(&bytes, Vec::new()).unwrap();
+        };
+        hear(r#"{"Hello":{"pid":7,"version":"0.1.0","side":1,"listeners":2}}"#);
+        hear(r#"{"Hello":{"pid":7,"side":1,"listeners":0,"protocol":9,"retiring":true,"mood":"good"}}"#);
+        let old = Hello { pid: 7, version: "0.1.0".into(), side: Some(1), listeners: 2, ..Hello::default() };
+        let new = Hello { pid: 7, side: Some(1), protocol: 9, retiring: true, ..Hello::default() };
+        for expected in [old, new] {
+            assert_eq!(decoder.next::<ToAgent>().unwrap(), Some(ToAgent::Hello(expected)));
+        }
+        let words = encode(&ToProxy::Shutdown { grace_ms: 30_000, retire: true }).unwrap();
+        assert_eq!(&words[4..], br#"{"Shutdown":{"grace_ms":30000,"retire":true}}"#);
+    }
+}
