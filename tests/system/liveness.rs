@@ -61,7 +61,7 @@ fn in_the_hosts_network(wanted: &mut Wanted) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_something_else_holds_is_skipped_and_said() {
-    let mut host = Host::prepare(|wanted| in_the_hosts_network(wanted));
+    let mut host = Host::prepare(in_the_hosts_network);
     let port = host.wanted.ports.0;
     let _foreign = TcpListener::bind(("0.0.0.0", port)).unwrap();
     let status = host.launch().await;
@@ -73,7 +73,7 @@ async fn a_port_that_something_else_holds_is_skipped_and_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_whose_port_was_taken_meanwhile_moves_to_another() {
-    let mut host = Host::prepare(|wanted| in_the_hosts_network(wanted));
+    let mut host = Host::prepare(in_the_hosts_network);
     let before = host.launch().await;
     let (pid, port) = (tenant(&before, "ada").pid.unwrap(), tenant(&before, "ada").port.unwrap());
     signal(pid, Signal::KILL);
