@@ -2,7 +2,7 @@
 
 agent='' sq=''
 
-# programs: builds what was not given: $agent, $sq.
+# programs: builds what was not given, and gives all its name: $agent, $sq, in the directory $named.
 programs() {
   cd "$here/../.."
   if [ -z "$agent" ]; then
@@ -15,4 +15,9 @@ programs() {
   fi
   [ -x "$agent" ] || { echo "no program $agent" >&2; exit 2; }
   [ -x "$sq" ] || { echo "no program $sq" >&2; exit 2; }
+  # Whatever they are called outside.
+  named=$(mktemp -d)
+  cp "$agent" "$named/sq-agent"
+  cp "$sq" "$named/sq"
+  agent=$named/sq-agent sq=$named/sq
 }

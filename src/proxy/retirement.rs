@@ -62,25 +62,27 @@ impl Escort {
         let mut deadline = Instant::now() + RETIRE + LAST_WORDS;
         let mut hurried = false;
         loop {
-            tokio::select! {
-                word = proxy.word() => match word {
-                    Ok(Some(ToAgent::Ended { cut })) => return Some(cut),
-                    Ok(Some(ToAgent::Nudge { id, reason })) => nudge(&self.events, id, reason),
-                    Ok(Some(_)) => {}
-                    Ok(None) => return None,
-                    Err(error) => {
-                        // Of another version, perhaps: it is followed without words.
-                        tracing::debug!(%error, "a word of the old proxy");
-                        proxy.gone().await;
-                        return None;
-                    }
-                },
-                Some(grace) = hurry(&mut self.hurry), if !hurried => {
+            let word = tokio::select! {
+                word = proxy.word() => Ok(word),
+                Some(grace) = hurry(&mut self.hurry), if !hurried => Err(grace),
+                () = sleep_until(deadline) => return None,
+            };
+            match word {
+                Ok(Ok(Some(ToAgent::Ended { cut }))) => return Some(cut),
+                Ok(Ok(Some(ToAgent::Nudge { id, reason }))) => nudge(&self.events, id, reason),
+                Ok(Ok(Some(_))) => {}
+                Ok(Ok(None)) => return None,
+                Ok(Err(error)) => {
+                    // Of another version, perhaps: it is followed without words.
+                    tracing::debug!(%error, "a word of the old proxy");
+                    proxy.gone().await;
+                    return None;
+                }
+                Err(grace) => {
                     hurried = true;
                     deadline = deadline.min(Instant::now() + grace + LAST_WORDS);
                     proxy.say_end(grace, true).await;
                 }
-                () = sleep_until(deadline) => return None,
             }
         }
     }

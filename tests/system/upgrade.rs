@@ -9,11 +9,11 @@ use std::{
     },
 };
 
-use http::Method;
+use http::{Method, Request};
 use rustix::process::Signal;
 
 use crate::support::{
-    client::{Http, Upload},
+    client::{Answer, Http, Lost, Session, Upload},
     eventually,
     host::{Host, SQ_AGENT, User},
     processes::signal,
@@ -36,16 +36,27 @@ async fn work(user: User, name: &'static str, http: Http, keep: bool, answered: 
     while !done.load(Ordering::Relaxed) {
         let text = format!("{name} {round}");
         let target = format!("/api/v2/update?p={name}-{http:?}-{keep}&c=1.1.1/1.1.1/1.1.1");
-        let write = user.request(Method::POST, &target, Upload::whole(text.clone().into_bytes()));
-        let written = session.send(write).await.unwrap_or_else(|error| panic!("{name} {http:?} {keep}, write {round}: {error:?}"));
+        let write = || user.request(Method::POST, &target, Upload::whole(text.clone().into_bytes()));
+        let written = ask(&mut session, write).await.unwrap_or_else(|error| panic!("{name} {http:?} {keep}, write {round}: {error:?}"));
         assert_eq!(written.status, 200, "{name}: {written:?}");
-        let read = session.send(user.request(Method::GET, &target.replace("update", "select"), Upload::default())).await;
+        let read = ask(&mut session, || user.request(Method::GET, &target.replace("update", "select"), Upload::default())).await;
         let read = read.unwrap_or_else(|error| panic!("{name} {http:?} {keep}, read {round}: {error:?}"));
         assert_eq!((read.status, read.text()), (200, text.as_str()), "{name}: not what was written just before");
         answered.fetch_add(2, Ordering::Relaxed);
         round += 1;
         if !keep {
             session = user.client.session(http);
+        }
+    }
+}
+
+/// Sends a request, once more over another connection where the server went away in due form before it took it: that GOAWAY names the
+/// last stream that it takes, and a client sends what came after anew (RFC 9113, 6.8).
+async fn ask(session: &mut Session, request: impl Fn() -> Request<Upload>) -> Result<Answer, Lost> {
+    loop {
+        match session.send(request()).await {
+            Err(error) if format!("{error:?}").contains("GoAway(b\"\", NO_ERROR, Remote)") => {}
+            outcome => return outcome,
         }
     }
 }
