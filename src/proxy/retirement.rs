@@ -12,6 +12,7 @@ use super::{
     control::ToAgent,
     supervisor::{ProxyEvent, nudge},
 };
+use crate::framed::ControlError;
 use crate::route::{Activity, Side};
 
 /// A proxy that retires may finish what is in flight for so long: the longest answer of sq takes 32 s, nearly all take milliseconds.
@@ -60,10 +61,10 @@ impl Escort {
     /// Hears the proxy out: how many requests it had to cut, or `None` if it died before it could say.
     async fn last_words(&mut self, proxy: &mut Proxy) -> Option<u64> {
         let mut deadline = Instant::now() + RETIRE + LAST_WORDS;
-        let mut hurried = false;
+        let (mut hurried, mut speaks) = (false, true);
         loop {
             let word = tokio::select! {
-                word = proxy.word() => Ok(word),
+                word = word_or_end(proxy, speaks) => Ok(word),
                 Some(grace) = hurry(&mut self.hurry), if !hurried => Err(grace),
                 () = sleep_until(deadline) => return None,
             };
@@ -71,13 +72,9 @@ impl Escort {
                 Ok(Ok(Some(ToAgent::Ended { cut }))) => return Some(cut),
                 Ok(Ok(Some(ToAgent::Nudge { id, reason }))) => nudge(&self.events, id, reason),
                 Ok(Ok(Some(_))) => {}
-                Ok(Ok(None)) => return None,
-                Ok(Err(error)) => {
-                    // Of another version, perhaps: it is followed without words.
-                    tracing::debug!(%error, "a word of the old proxy");
-                    proxy.gone().await;
-                    return None;
-                }
+                Ok(Ok(None) | Err(_)) if !speaks => return None,
+                // Dead, most often. Otherwise of another version, perhaps: it keeps its time, and is followed without words.
+                Ok(Ok(None) | Err(_)) => speaks = false,
                 Err(grace) => {
                     hurried = true;
                     deadline = deadline.min(Instant::now() + grace + LAST_WORDS);
@@ -86,6 +83,15 @@ impl Escort {
             }
         }
     }
+}
+
+/// The next word of a proxy that still speaks; of one that does not, its end.
+async fn word_or_end(proxy: &mut Proxy, speaks: bool) -> Result<Option<ToAgent>, ControlError> {
+    if speaks {
+        return proxy.word().await;
+    }
+    proxy.gone().await;
+    Ok(None)
 }
 
 /// When there is less time than was said: how much.

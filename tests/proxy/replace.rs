@@ -359,3 +359,34 @@ async fn a_proxy_that_speaks_another_protocol_is_replaced_too() {
     assert_eq!(host.activity.slot(5).unwrap().in_flight(), 0);
     host.stop().await;
 }
+
+/// It greets, says what nobody understands, and does not end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retiring_proxy_that_cannot_be_understood_does_not_hold_up_an_agent_that_ends() {
+    use tokio::io::AsyncWriteExt;
+    let mut host = Host::start(&[]).await;
+    host.supervisor.take().unwrap().shutdown(Duration::ZERO).await;
+    let mut process = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+    let pid = process.id();
+    let socket = tokio::net::UnixListener::bind(host.path().join("run/proxy-b.sock")).unwrap();
+    let (misunderstood, heard) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let (mut agent, _) = socket.accept().await.unwrap();
+        let hello = format!(r#"{{"Hello":{{"pid":{pid},"version":"9.0.0","side":1,"listeners":0,"protocol":9}}}}"#);
+        for word in [hello.as_str(), r#"{"Mood":"good"}"#] {
+            agent.write_all(&[&u32::try_from(word.len()).unwrap().to_le_bytes()[..], word.as_bytes()].concat()).await.unwrap();
+        }
+        misunderstood.send(()).unwrap();
+        // Both the conversation and the socket stay.
+        std::future::pending::<()>().await;
+        drop((agent, socket));
+    });
+    host.agent().await;
+    heard.await.unwrap();
+    let ended = tokio::time::timeout(DEADLINE, host.supervisor.take().unwrap().shutdown(Duration::ZERO)).await;
+    let status = process.try_wait().unwrap();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    ended.expect("the agent ends");
+    assert!(status.is_some_and(|status| !status.success()), "and has ended it: {status:?}");
+}
