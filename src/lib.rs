@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod crash_point;
 pub mod daemon;
 pub mod desired;
 pub mod doctor;

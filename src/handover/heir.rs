@@ -14,6 +14,7 @@ use super::{
     HandoverError, Holder,
     wire::{ToHeir, ToHolder},
 };
+use crate::crash_point;
 use crate::framed::{Decoder, receive, send};
 
 /// A program that was started to take over.
@@ -42,7 +43,9 @@ impl Heir {
     /// The holder is gone or gave up waiting.
     pub async fn inherit(&mut self) -> Result<OwnedFd, HandoverError> {
         self.say(&ToHolder::Ready { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
+        crash_point::reached("heir.ready");
         let ToHeir::Yours = receive(&self.stream, &mut self.decoder).await?.ok_or(HandoverError::Gone)?;
+        crash_point::reached("heir.inherited");
         self.decoder.descriptors(1).ok().and_then(|mut descriptors| descriptors.pop()).ok_or(HandoverError::NoLock)
     }
 
@@ -58,7 +61,9 @@ impl Heir {
     /// # Errors
     /// The holder is gone: nobody will inherit, and this program stays.
     pub async fn done(mut self) -> Result<Holder, HandoverError> {
+        crash_point::reached("heir.settled");
         self.say(&ToHolder::Done).await?;
+        crash_point::reached("heir.done");
         Ok(Holder::over(self.stream))
     }
 

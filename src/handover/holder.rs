@@ -18,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::wire::{ToHeir, ToHolder};
+use crate::crash_point;
 use crate::framed::{ControlError, Decoder, receive, send};
 
 /// A new program has so long for its own check.
@@ -119,7 +120,9 @@ impl Holder {
     /// # Errors
     /// It did not: it has been ended, and everything is the holder's again.
     pub async fn give(&mut self, lock: BorrowedFd<'_>) -> Result<(), HandoverError> {
-        let given = match send(&self.stream, &ToHeir::Yours, &[lock]).await {
+        let sent = send(&self.stream, &ToHeir::Yours, &[lock]).await;
+        crash_point::reached("holder.gave");
+        let given = match sent {
             Ok(()) => match self.hear(TAKE_OVER).await {
                 Ok(ToHolder::Done) => Ok(()),
                 Ok(ToHolder::Failed { why }) => Err(HandoverError::Failed(why)),
@@ -128,7 +131,9 @@ impl Holder {
             },
             Err(error) => Err(error.into()),
         };
-        if given.is_err() {
+        if given.is_ok() {
+            crash_point::reached("holder.followed");
+        } else {
             self.end_heir().await;
         }
         given

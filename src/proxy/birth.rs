@@ -28,7 +28,7 @@ use super::{
     standing::control_path,
 };
 use crate::framed::send;
-use crate::{route::Side, telemetry};
+use crate::{crash_point, route::Side, telemetry};
 
 /// A proxy serves within 50 ms; one that does not in this time, on a host under whatever load, does not work.
 const COMES_UP: Duration = Duration::from_secs(5);
@@ -53,9 +53,11 @@ pub(super) struct Outfit<'a> {
 pub(super) async fn bear(side: Side, outfit: Outfit<'_>) -> Result<Proxy, SupervisorError> {
     let path = control_path(outfit.state_dir, side);
     let mut child = spawn(&path, &outfit)?;
+    crash_point::reached("proxy.spawned");
     let why = match timeout(COMES_UP, raise(&path, side, &outfit)).await {
         Ok(Ok(mut proxy)) => {
             (proxy.child, proxy.up) = (Some(child), true);
+            crash_point::reached("proxy.serves");
             return Ok(proxy);
         }
         Ok(Err(why)) => Box::new(why),

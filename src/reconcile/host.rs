@@ -12,6 +12,7 @@ use super::{
     world::{Handle, Records, Refusal, Start, World},
 };
 use crate::{
+    crash_point,
     desired::{self, Desired, SqSource, TenantId},
     instance::{
         Process, binary,
@@ -139,7 +140,9 @@ impl World for Host {
     }
 
     fn save_last_good(&mut self, text: &str) -> Result<(), String> {
-        desired::save_last_good(&self.file, text, &self.state_dir).map_err(|error| error.to_string())
+        desired::save_last_good(&self.file, text, &self.state_dir).map_err(|error| error.to_string())?;
+        crash_point::reached("file.kept");
+        Ok(())
     }
 
     fn renew_settings(&mut self, desired: &Desired) -> Result<(), String> {
@@ -198,6 +201,7 @@ impl World for Host {
 
     fn watch(&mut self, id: &TenantId, epoch: u64, process: &Arc<Process>) {
         self.tasks.spawn(lifecycle::watch(self.launcher.clone(), id.clone(), epoch, process.clone(), self.reports.clone()));
+        crash_point::reached("adopt.watched");
     }
 
     fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>) {
@@ -234,7 +238,8 @@ impl World for Host {
     }
 
     fn publish(&mut self, rows: &[Row]) -> Result<(), TableError> {
-        self.table.publish(rows).map(drop)
+        crash_point::reached("publish.before");
+        self.table.publish(rows).map(drop).inspect(|()| crash_point::reached("publish.after"))
     }
 
     fn heartbeat(&mut self) {
@@ -273,6 +278,7 @@ impl World for Host {
         if let Some(Err(error)) = self.launcher.cgroups().map(|cgroups| cgroups.remove(id)) {
             tracing::warn!(tenant = %id, %error, "its cgroup stays");
         }
+        crash_point::reached("remove.cgroup");
     }
 
     fn place_proxy(&mut self, pid: u32) {
@@ -303,6 +309,7 @@ impl Records for Store {
             store.set_spec(id, spec)?;
             Ok(slot)
         })
+        .inspect(|_| crash_point::reached("take_in.noted"))
     }
 
     fn begin_start(&mut self, id: &TenantId, port: u16, program: &str, until: u64) -> Result<u64, StoreError> {
@@ -313,18 +320,19 @@ impl Records for Store {
             store.set_program(id, program)?;
             Ok(epoch)
         })
+        .inspect(|_| crash_point::reached("start.noted"))
     }
 
     fn record_instance(&mut self, id: &TenantId, instance: &InstanceRecord) -> Result<(), StoreError> {
-        Self::record_instance(self, id, instance)
+        Self::record_instance(self, id, instance).inspect(|()| crash_point::reached("start.recorded"))
     }
 
     fn clear_instance(&mut self, id: &TenantId) -> Result<(), StoreError> {
-        Self::clear_instance(self, id)
+        Self::clear_instance(self, id).inspect(|()| crash_point::reached("stop.cleared"))
     }
 
     fn set_spec(&mut self, id: &TenantId, spec: &str) -> Result<(), StoreError> {
-        Self::set_spec(self, id, spec)
+        Self::set_spec(self, id, spec).inspect(|()| crash_point::reached("apply.noted"))
     }
 
     fn programs(&mut self) -> Result<Option<String>, StoreError> {
@@ -332,7 +340,7 @@ impl Records for Store {
     }
 
     fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError> {
-        self.set_note("programs", kept)
+        self.set_note("programs", kept).inspect(|()| crash_point::reached("roll_out.kept"))
     }
 
     fn let_go(&mut self, id: &TenantId, at: u64, until: u64) -> Result<(), StoreError> {
@@ -340,6 +348,7 @@ impl Records for Store {
             store.release_port(id, until)?;
             store.tombstone(id, at)
         })
+        .inspect(|()| crash_point::reached("remove.noted"))
     }
 
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

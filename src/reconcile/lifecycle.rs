@@ -9,6 +9,7 @@ use super::{
     tasks::Gate,
 };
 use crate::{
+    crash_point,
     desired::TenantId,
     instance::{
         launcher::Launcher,
@@ -63,9 +64,13 @@ pub(super) async fn start(launcher: Launcher, epoch: u64, spec: SpawnSpec, gate:
         Ok(Some(Err(error))) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
         Err(error) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
     };
+    crash_point::reached("start.launched");
     report(Change::Spawned(process.clone()));
     match probe::until_ready(&network, &process, port, &key, Instant::now() + READY_WITHIN).await {
-        Ok(()) => report(Change::Ready),
+        Ok(()) => {
+            crash_point::reached("start.proved");
+            report(Change::Ready);
+        }
         Err(not_ready) => {
             stop::stop(&process, Duration::ZERO).await;
             let for_memory = memory_kills(&launcher, &id) > kills;
@@ -113,7 +118,10 @@ pub(super) async fn drain_and_stop(drain: Drain<Arc<Process>>, activity: Arc<Act
     if !drained(&activity, slot, DRAIN).await {
         tracing::warn!(tenant = %id, epoch, "requests are still in flight after {} s: the instance is stopped all the same", DRAIN.as_secs());
     }
-    if tokio::time::timeout(TERM_GRACE + GONE_WITHIN, stop::stop(&process, TERM_GRACE)).await.is_err() {
+    crash_point::reached("stop.drained");
+    let ended = tokio::time::timeout(TERM_GRACE + GONE_WITHIN, stop::stop(&process, TERM_GRACE)).await;
+    crash_point::reached("stop.ended");
+    if ended.is_err() {
         let _ = reports.send(Event::Instance(id, epoch, Change::Immortal));
     }
 }
@@ -133,9 +141,11 @@ async fn drained(activity: &Activity, slot: u32, patience: Duration) -> bool {
 }
 
 /// Finds out whether one of `found` is the instance that the record `(epoch, key)` names, and which are not.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments)] // what a look is made of; a struct for it would be named after nothing
 pub(super) async fn look(network: Network, id: TenantId, number: u64, epoch: u64, secret: Secret, found: Vec<Found>, reports: Reports) {
-    let _ = reports.send(Event::Looked(id.clone(), number, look_at(&network, &id, epoch, &secret, found).await));
+    let look = look_at(&network, &id, epoch, &secret, found).await;
+    crash_point::reached("adopt.looked");
+    let _ = reports.send(Event::Looked(id, number, look));
 }
 
 async fn look_at(network: &Network, id: &TenantId, epoch: u64, secret: &Secret, found: Vec<Found>) -> Look<Arc<Process>> {

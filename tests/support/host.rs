@@ -111,6 +111,19 @@ impl Host {
         self.agent = Some(run.spawn().unwrap());
     }
 
+    /// Starts an agent that kills itself where it comes to `point`; see `sq_agent::crash_point`.
+    pub fn spawn_agent_that_dies_at(&mut self, point: &str) {
+        let log = File::options().append(true).create(true).open(self.agent_log()).unwrap();
+        let mut run = self.command(&["run"]);
+        run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null()).env(sq_agent::crash_point::VARIABLE, point);
+        self.agent = Some(run.spawn().unwrap());
+    }
+
+    /// The exit code of an agent that has ended, none where a signal ended it.
+    pub fn reap_agent(&mut self) -> Option<i32> {
+        self.agent.take().unwrap().wait().unwrap().code()
+    }
+
     /// Directory of the host.
     pub fn root(&self) -> &Path {
         &self.root

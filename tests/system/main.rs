@@ -8,6 +8,7 @@ mod agent;
 mod api;
 mod chaos;
 mod commands;
+mod crash_points;
 mod edits;
 mod guard;
 mod isolation;

@@ -162,6 +162,7 @@ impl Launcher {
     /// (`spawn_blocking` will do).
     pub fn launch(&self, spec: &SpawnSpec) -> Result<Process, LaunchError> {
         let ready = Ready::make(spec)?;
+        crate::crash_point::reached("start.directory");
         let args = ready.command_line(spec)?;
         let user = self.user_for(spec);
         let directory = open_directory(&ready.user_dir)?;
