@@ -1,0 +1,40 @@
+//! Who was killed when, to tell whether a failed request was in the hands of somebody who died.
+
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+/// Whose death.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Death {
+    /// That of a tenant's sq.
+    Sq(String),
+    /// That of the proxy that served.
+    Proxy,
+}
+
+/// Every kill, with the moments before and after it.
+#[derive(Debug, Default)]
+pub(crate) struct Kills(Mutex<Vec<(Instant, Instant, Death)>>);
+
+/// From the signal until the last socket of the dead process is closed: its memory is freed first.
+const DYING: Duration = Duration::from_millis(250);
+
+impl Kills {
+    /// Kills, and notes when.
+    pub(crate) fn note(&self, death: Death, kill: impl FnOnce()) {
+        let before = Instant::now();
+        kill();
+        self.0.lock().unwrap().push((before, Instant::now() + DYING, death));
+    }
+
+    /// Whether the proxy, or the sq of `id`, died between `from` and `to`.
+    pub(crate) fn explain(&self, id: &str, from: Instant, to: Instant) -> bool {
+        let concerns = |death: &Death| match death {
+            Death::Sq(of) => of == id,
+            Death::Proxy => true,
+        };
+        self.0.lock().unwrap().iter().any(|(before, after, death)| concerns(death) && *before <= to && *after >= from)
+    }
+}
