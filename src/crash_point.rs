@@ -8,13 +8,15 @@
 pub const VARIABLE: &str = "SQ_AGENT_CRASH_AT";
 
 /// Every place, in the order of a life.
-pub const POINTS: [&str; 26] = [
+pub const POINTS: [&str; 29] = [
     "file.kept",       // tenants.toml is in force, its last good copy kept
     "take_in.noted",   // a new tenant has its slot and what is in force for it
     "apply.noted",     // a known tenant's limits are noted
     "start.noted",     // port, epoch and program of a start are noted, nothing is started
     "start.directory", // its directory is made
-    "start.launched",  // its process runs, and nobody has noted it
+    "start.cgroup",    // its cgroup, where there is one, is ready
+    "start.pid_file",  // its process runs, sq.pid says so
+    "start.launched",  // nobody else has noted it
     "start.recorded",  // it is noted
     "start.proved",    // it answers, and no row says so
     "publish.before",  // rows are about to change
@@ -22,7 +24,8 @@ pub const POINTS: [&str; 26] = [
     "adopt.looked",    // an instance of an earlier agent has proved itself
     "adopt.watched",   // it is watched
     "stop.drained",    // its row says draining, nothing is in flight
-    "stop.ended",      // its process has ended
+    "stop.told",       // its process was told to end
+    "stop.ended",      // it has ended
     "stop.cleared",    // that is noted
     "remove.noted",    // a removed tenant has given up its port
     "remove.cgroup",   // its cgroup is gone

@@ -15,6 +15,7 @@ pub async fn stop(process: &Process, term_grace: Duration) -> Exit {
     if let Err(error) = process.signal(StopSignal::Term) {
         tracing::warn!(pid = process.pid(), %error, "SIGTERM could not be sent");
     }
+    crate::crash_point::reached("stop.told");
     if let Ok(exit) = tokio::time::timeout(term_grace, process.exited()).await {
         return exit;
     }

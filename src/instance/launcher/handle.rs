@@ -168,6 +168,7 @@ impl Launcher {
         let directory = open_directory(&ready.user_dir)?;
         let data = prepare_data(&ready, &directory, user)?;
         let cgroup = self.cgroups().map(|cgroups| cgroups.prepare(&spec.id, &spec.limits)).transpose()?;
+        crate::crash_point::reached("start.cgroup");
         let (errors, theirs) = io::pipe().map_err(|error| io_error("making a pipe", error))?;
 
         let launch = Launch {
@@ -201,7 +202,9 @@ impl Launcher {
         // A host that is out of memory takes an instance rather than the agent, whose unit stands far below. Where it cannot be
         // written, the kernel chooses by size alone.
         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
-        Ok(spawn::noted(process, &ready.user_dir)?)
+        let process = spawn::noted(process, &ready.user_dir)?;
+        crate::crash_point::reached("start.pid_file");
+        Ok(process)
     }
 
     /// A TCP socket in the instances' network.
