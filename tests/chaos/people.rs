@@ -14,8 +14,9 @@ use crate::{
     Dice,
     kills::Kills,
     support::{
-        client::{Answer, Http, Lost, Session, Upload},
+        client::{Answer, Http, Session, Upload},
         host::User,
+        work::not_taken,
     },
     tally::{Outcome, Tally},
 };
@@ -118,10 +119,6 @@ impl Person {
         assert_eq!(answer.status, 200, "{}", self.id);
         self.check(answer.text(), tally);
     }
-}
-
-fn not_taken(error: &Lost) -> bool {
-    format!("{error:?}").contains("GoAway(b\"\", NO_ERROR, Remote)")
 }
 
 /// Works for all of `mine` in turn until `done`.

@@ -9,6 +9,7 @@ pub mod ports;
 pub mod processes;
 pub mod tokens;
 pub mod wanted;
+pub mod work;
 
 use std::{
     future::Future,

@@ -30,6 +30,8 @@ pub struct SeenSq {
     pub port: u16,
     /// The tenant in whose directory it keeps its data.
     pub id: String,
+    /// The program that it was started as.
+    pub program: String,
 }
 
 /// All live processes whose command line names `dir`, zombies left out (theirs is empty).
@@ -44,7 +46,8 @@ pub fn instances(state_dir: &Path) -> Vec<SeenSq> {
     let instance = |seen: Seen| {
         let data = seen.args.iter().find_map(|arg| arg.strip_prefix(&users))?;
         let at = seen.args.iter().position(|arg| arg == "host")?;
-        Some(SeenSq { pid: seen.pid, port: seen.args.get(at + 1)?.parse().ok()?, id: data.split('/').next()?.to_owned() })
+        let port = seen.args.get(at + 1)?.parse().ok()?;
+        Some(SeenSq { pid: seen.pid, port, id: data.split('/').next()?.to_owned(), program: seen.args[0].clone() })
     };
     naming(state_dir).into_iter().filter_map(instance).collect()
 }

@@ -24,12 +24,14 @@ pub struct WantedTenant {
     pub tier: &'static str,
     /// Answered with 403, not run.
     pub suspended: bool,
+    /// Further lines of its table: limits of its own.
+    pub more: &'static str,
 }
 
 impl Wanted {
     /// Adds a tenant of the tier `free`.
     pub fn add(&mut self, id: &str) -> &mut WantedTenant {
-        self.tenants.entry(id.to_owned()).or_insert(WantedTenant { tier: "free", suspended: false })
+        self.tenants.entry(id.to_owned()).or_insert(WantedTenant { tier: "free", suspended: false, more: "" })
     }
 
     /// Removes one.
@@ -78,6 +80,7 @@ body_max = "4K"
             if tenant.suspended {
                 text.push_str("suspended = true\n");
             }
+            text.push_str(tenant.more);
         }
         text
     }

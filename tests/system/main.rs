@@ -15,5 +15,7 @@ mod isolation;
 mod kills;
 mod limits;
 mod liveness;
+mod memory;
+mod rollout;
 mod upgrade;
 mod uploads;

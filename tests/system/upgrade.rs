@@ -1,22 +1,13 @@
 //! The agent and its proxy are replaced by another program while people work: nobody notices.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-};
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
-use http::{Method, Request};
 use rustix::process::Signal;
 
 use crate::support::{
-    client::{Answer, Http, Lost, Session, Upload},
-    eventually,
-    host::{Host, SQ_AGENT, User},
+    host::{Host, SQ_AGENT},
     processes::signal,
+    work::Work,
 };
 
 const USERS: [&str; 4] = ["ada", "bob", "cleo", "dan"];
@@ -28,54 +19,14 @@ fn upgrades() -> usize {
     std::env::var("UPGRADES").map_or(6, |n| n.parse().expect("UPGRADES is a number"))
 }
 
-/// Writes and reads a text of its own in turn until `done`, over connections that are kept (or not); anything but the right answer
-/// ends the test.
-async fn work(user: User, name: &'static str, http: Http, keep: bool, answered: Arc<AtomicUsize>, done: Arc<AtomicBool>) {
-    let mut session = user.client.session(http);
-    let mut round = 0_u64;
-    while !done.load(Ordering::Relaxed) {
-        let text = format!("{name} {round}");
-        let target = format!("/api/v2/update?p={name}-{http:?}-{keep}&c=1.1.1/1.1.1/1.1.1");
-        let write = || user.request(Method::POST, &target, Upload::whole(text.clone().into_bytes()));
-        let written = ask(&mut session, write).await.unwrap_or_else(|error| panic!("{name} {http:?} {keep}, write {round}: {error:?}"));
-        assert_eq!(written.status, 200, "{name}: {written:?}");
-        let read = ask(&mut session, || user.request(Method::GET, &target.replace("update", "select"), Upload::default())).await;
-        let read = read.unwrap_or_else(|error| panic!("{name} {http:?} {keep}, read {round}: {error:?}"));
-        assert_eq!((read.status, read.text()), (200, text.as_str()), "{name}: not what was written just before");
-        answered.fetch_add(2, Ordering::Relaxed);
-        round += 1;
-        if !keep {
-            session = user.client.session(http);
-        }
-    }
-}
-
-/// Sends a request, once more over another connection where the server went away in due form before it took it: that GOAWAY names the
-/// last stream that it takes, and a client sends what came after anew (RFC 9113, 6.8).
-async fn ask(session: &mut Session, request: impl Fn() -> Request<Upload>) -> Result<Answer, Lost> {
-    loop {
-        match session.send(request()).await {
-            Err(error) if format!("{error:?}").contains("GoAway(b\"\", NO_ERROR, Remote)") => {}
-            outcome => return outcome,
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upgrades_under_load_fail_no_request_and_restart_no_sq() {
     let host = Host::start(&USERS).await;
     let before = host.instances();
     let agent = host.status().unwrap().agent.pid;
-    let (done, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let mut workers = Vec::new();
-    for name in USERS {
-        for (http, keep) in [(Http::One, true), (Http::One, false), (Http::Two, true)] {
-            workers.push(tokio::spawn(work(host.user(name), name, http, keep, answered.clone(), done.clone())));
-        }
-    }
+    let work = Work::of(&host, &USERS);
     for n in 0..upgrades() {
         let proxy = host.until("the proxy is up", |status| status.proxy.pid.is_some()).await.proxy.pid;
-        let so_far = answered.load(Ordering::Relaxed);
         let ran = host.cli(&["upgrade"]);
         assert_eq!(ran.code, 0, "upgrade {n}: {}{}", ran.out, host.account());
         let status = host
@@ -84,15 +35,11 @@ async fn upgrades_under_load_fail_no_request_and_restart_no_sq() {
             })
             .await;
         assert_eq!(status.tenants.iter().map(|tenant| tenant.restarts).sum::<u64>(), 0);
-        eventually("the work goes on", async || answered.load(Ordering::Relaxed) > so_far + 20).await;
-        assert!(workers.iter().all(|worker| !worker.is_finished()), "a worker gave up");
+        work.goes_on().await;
     }
-    done.store(true, Ordering::Relaxed);
-    for worker in workers {
-        worker.await.unwrap();
-    }
+    let answered = work.end().await;
     assert_eq!(host.instances(), before, "the same processes");
-    eprintln!("{} upgrades, {} requests, none failed", upgrades(), answered.load(Ordering::Relaxed));
+    eprintln!("{} upgrades, {answered} requests, none failed", upgrades());
 }
 
 #[tokio::test]
