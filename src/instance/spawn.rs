@@ -116,7 +116,7 @@ impl Ready {
 
 /// Starts sq in a process group of its own, with nothing inherited but limits (see [`super::limits`]): stdin from
 /// /dev/null, output appended to `sq.log`, an environment of PATH alone. Neither cgroup nor sandbox: see
-/// [`super::launcher::Launcher::launch`].
+/// [`super::launcher::Launcher::launch`], which starts what is served; this is what its cost is measured against.
 ///
 /// Returns once sq's image runs, not once it listens: wait with [`super::probe::until_ready`]. Blocks for about a
 /// millisecond; must run inside a tokio runtime (`spawn_blocking` will do).
