@@ -54,7 +54,7 @@ enum Command {
     Check(check::Args),
     /// Show what would change: exit 0 nothing, 2 changes, 1 error
     Plan(plan::Args),
-    /// Let held removals through
+    /// Let held removals through, or have a roll-out that went back try again
     Confirm(confirm::Args),
     /// Show what runs
     Status(status::Args),

@@ -5,6 +5,7 @@
 mod support;
 
 mod agent;
+mod apart;
 mod api;
 mod chaos;
 mod commands;
