@@ -216,7 +216,8 @@ fn readers_see_whole_rows_and_no_generation_twice_while_writers_die_at_any_point
     let mut readers: Vec<_> = (0..=READERS).map(|_| start("reader", &path, time)).collect();
     let stopped = readers[READERS].pid;
     let (mut random, mut kills, mut half_written, mut stops) = (u64::from(std::process::id()), 0, 0, 0);
-    while began.elapsed() < time || kills < 8 {
+    // Most kills fall between two publishes; on a busy machine it may take some more until one falls inside.
+    while began.elapsed() < time || kills < 8 || (half_written == 0 && began.elapsed() < 8 * time) {
         let writer = start("writer", &path, longer);
         if kills % 8 == 2 {
             kill(stopped, Signal::SIGSTOP).unwrap();
@@ -247,7 +248,7 @@ fn readers_see_whole_rows_and_no_generation_twice_while_writers_die_at_any_point
         "{kills} writers killed, {half_written} of them inside a publish; a reader stopped {stops} times; generation {}",
         table.generation()
     );
-    assert!(half_written > 0 || kills < 50, "no writer of {kills} died inside a publish");
+    assert!(half_written > 0, "no writer of {kills} died inside a publish");
 }
 
 #[test]
