@@ -98,7 +98,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<ExitCode> {
             serve(&file, loaded, lock, None, &serving, &mut signals).await
         }
         Start::TakeOver { heir, child } => match (take_over(&file, loaded, (heir, child), &serving, &mut signals).await, child) {
-            (Err(error), Some(child)) => {
+            (Err(error), Some(child)) if is_child(child) => {
                 tracing::error!(
                     error = format!("{error:#}"),
                     pid = child.as_raw_pid(),
@@ -109,6 +109,11 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<ExitCode> {
             (outcome, _) => outcome,
         },
     }
+}
+
+/// Whether the agent before still is this process's child: it has not handed over and ended.
+fn is_child(child: Pid) -> bool {
+    waitid(WaitId::Pid(child), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
 }
 
 async fn take_over(

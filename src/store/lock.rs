@@ -8,6 +8,7 @@ use std::{
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use super::unix_now;
@@ -47,6 +48,8 @@ pub struct AgentLock {
     /// `None` once it was let go of.
     file: Option<File>,
     run_dir: PathBuf,
+    /// Another process has, or had, the same lock: an unlock would take it from that one as well.
+    shared: AtomicBool,
 }
 
 impl AgentLock {
@@ -72,7 +75,7 @@ impl AgentLock {
             Err(TryLockError::Error(error)) => return Err(fail("locking", &path)(error)),
         }
         write_holder(&mut file).map_err(fail("writing", &path))?;
-        Ok(Self { file: Some(file), run_dir })
+        Ok(Self { file: Some(file), run_dir, shared: false.into() })
     }
 
     /// Takes over the lock that another agent `handed` on: it was never free. Its holder is this process from now on.
@@ -80,7 +83,7 @@ impl AgentLock {
         let mut file = File::from(handed);
         let path = state_dir.join("ports.lock");
         write_holder(&mut file).map_err(fail("writing", &path))?;
-        Ok(Self { file: Some(file), run_dir: state_dir.join("run") })
+        Ok(Self { file: Some(file), run_dir: state_dir.join("run"), shared: true.into() })
     }
 
     /// Whether some agent holds the state directory now.
@@ -91,6 +94,7 @@ impl AgentLock {
 
     /// For the agent that is to have the lock; both hold it then.
     pub fn hand_on(&self) -> io::Result<OwnedFd> {
+        self.shared.store(true, Ordering::Relaxed);
         self.file.as_ref().ok_or(io::ErrorKind::NotFound)?.as_fd().try_clone_to_owned()
     }
 
@@ -108,8 +112,10 @@ impl AgentLock {
 
 impl Drop for AgentLock {
     fn drop(&mut self) {
-        // Closing alone lets go only once a child that is between fork and exec just now has closed its copy.
-        let _ = self.file.as_ref().map(File::unlock);
+        if !self.shared.load(Ordering::Relaxed) {
+            // Closing alone lets go only once a child that is between fork and exec just now has closed its copy.
+            let _ = self.file.as_ref().map(File::unlock);
+        }
     }
 }
 
@@ -167,6 +173,16 @@ mod tests {
         let second = AgentLock::inherit(handed, dir.path()).unwrap();
         assert!(matches!(AgentLock::take(dir.path()), Err(LockError::Held { .. })));
         drop(second);
+        AgentLock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn an_heir_that_comes_to_nothing_leaves_the_lock_to_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let holder = AgentLock::take(dir.path()).unwrap();
+        drop(AgentLock::inherit(holder.hand_on().unwrap(), dir.path()).unwrap());
+        assert!(matches!(AgentLock::take(dir.path()), Err(LockError::Held { .. })));
+        drop(holder);
         AgentLock::take(dir.path()).unwrap();
     }
 
