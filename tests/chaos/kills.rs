@@ -19,7 +19,7 @@ pub(crate) enum Death {
 pub(crate) struct Kills(Mutex<Vec<(Instant, Instant, Death)>>);
 
 /// From the signal until the last socket of the dead process is closed: its memory is freed first.
-const DYING: Duration = Duration::from_millis(250);
+const DYING: Duration = Duration::from_millis(500);
 
 impl Kills {
     /// Kills, and notes when.
@@ -27,6 +27,13 @@ impl Kills {
         let before = Instant::now();
         kill();
         self.0.lock().unwrap().push((before, Instant::now() + DYING, death));
+    }
+
+    /// What died last before `moment`, and how long before.
+    pub(crate) fn latest(&self, moment: Instant) -> String {
+        let kills = self.0.lock().unwrap();
+        let last = kills.iter().rev().find(|(before, ..)| *before <= moment);
+        last.map_or_else(String::new, |(before, _, death)| format!("{death:?} died {:.1?} before", moment - *before))
     }
 
     /// Whether the proxy, or the sq of `id`, died between `from` and `to`.

@@ -70,7 +70,7 @@ impl Chaos {
         match self.dice.below(100) {
             0..=14 => self.kill_an_sq(),
             15..=18 => self.kill_the_agent(),
-            19..=22 if self.last_proxy.elapsed() > BETWEEN_PROXIES => self.kill_the_proxy(),
+            19..=22 if self.last_proxy.elapsed() > BETWEEN_PROXIES => self.kill_the_proxy().await,
             23..=26 => self.upgrade().await,
             27..=36 => self.restart(),
             37..=39 => {
@@ -96,11 +96,14 @@ impl Chaos {
         self.tally.did("kill -9 of the agent");
     }
 
-    fn kill_the_proxy(&mut self) {
+    /// Returns when another one serves: with the agent dead as well nobody would hold the listening sockets (but systemd, where that runs
+    /// the agent), and what waits in them would be reset.
+    async fn kill_the_proxy(&mut self) {
         if let Some(pid) = self.host.status().and_then(|status| status.proxy.pid) {
             self.kills.note(Death::Proxy, || signal(pid, Signal::KILL));
             self.last_proxy = Instant::now();
             self.tally.did("kill -9 of the proxy");
+            self.host.until("another proxy serves", |status| status.proxy.pid.is_some_and(|another| another != pid)).await;
         }
     }
 

@@ -70,7 +70,9 @@ impl Person {
             Ok(answer) if answer.status == 502 && kills.explain(&self.id, started, ended) => Outcome::InDeadHands,
             Err(_) if kills.explain(&self.id, since, ended) => Outcome::InDeadHands,
             Ok(answer) => Outcome::Failed(format!("{} {method} {target}: {} {}", self.id, answer.status, answer.text())),
-            Err(error) => Outcome::Failed(format!("{} {method} {target}: {error:?}", self.id)),
+            Err(error) => {
+                Outcome::Failed(format!("{} {method} {target} after {:.1?}: {error:?}; {}", self.id, ended - started, kills.latest(ended)))
+            }
         };
         tally.count(kind);
         let answer = outcome.ok()?;
