@@ -57,7 +57,7 @@ impl Agent {
         loop {
             let now = Moment::now();
             self.core.round(now);
-            self.settled.send_if_modified(|settled| !std::mem::replace(settled, self.core.is_settled()) && self.core.is_settled());
+            self.settled.send_if_modified(|settled| std::mem::replace(settled, self.core.is_settled()) != self.core.is_settled());
             if self.core.is_over() {
                 return self;
             }

@@ -225,24 +225,14 @@ impl<W: World> Core<W> {
 
     /// Plans for whoever needs it, carries the plan out, begins starts, and publishes. To be called after each piece of news.
     pub fn round(&mut self, now: Moment) {
-        if !self.is_stopping() && (self.replan || !self.touched.is_empty()) {
-            self.roll_out(now);
-        }
         if self.is_stopping() {
             self.touched.clear();
             if std::mem::take(&mut self.replan) {
                 self.look_at_unknown();
             }
-        } else if std::mem::take(&mut self.replan) {
-            self.touched.clear();
-            let actions = plan::plan(&self.desired, &self.observed, now);
-            self.note_held(actions.iter().find_map(|action| if let Action::Hold(held) = action { Some(held.clone()) } else { None }));
-            self.carry_out(actions, now);
         } else {
-            for id in std::mem::take(&mut self.touched) {
-                let actions = plan::plan_tenant(&self.desired, &self.observed, &id, now);
-                self.carry_out(actions, now);
-            }
+            self.roll_out(now);
+            self.converge(now);
         }
         self.begin_starts(now);
         if self.settled(now) || !self.draining.is_empty() || !self.unproved.is_empty() {
@@ -251,6 +241,21 @@ impl<W: World> Core<W> {
         let next_try = plan::next_try(&self.observed).into_iter().chain(self.next_roll_out(now)).min().filter(|_| !self.is_stopping());
         self.timers.answers = if self.world.is_asking() { self.timers.answers.min(now + Health::STEP) } else { now + FAR };
         self.timers.retry = next_try.unwrap_or(now + FAR).max(now + RETRY_PAUSE);
+    }
+
+    /// Plans for everybody where that is due, else for whoever needs it, and carries it out.
+    fn converge(&mut self, now: Moment) {
+        let touched = std::mem::take(&mut self.touched);
+        if std::mem::take(&mut self.replan) {
+            let actions = plan::plan(&self.desired, &self.observed, now);
+            self.note_held(actions.iter().find_map(|action| if let Action::Hold(held) = action { Some(held.clone()) } else { None }));
+            self.carry_out(actions, now);
+        } else {
+            for id in touched {
+                let actions = plan::plan_tenant(&self.desired, &self.observed, &id, now);
+                self.carry_out(actions, now);
+            }
+        }
     }
 
     /// When [`Self::wake`] is to be called, if no news comes before.

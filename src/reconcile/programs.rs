@@ -69,13 +69,8 @@ impl Programs {
 
     /// The programs that are to be found.
     pub fn needed(&self) -> Vec<SqSource> {
-        let (wanted, proved) = (self.wanted.clone(), self.proved().clone());
-        if wanted == proved { vec![wanted] } else { vec![proved, wanted] }
-    }
-
-    /// Whether `identity` is one of [`Self::needed`].
-    pub fn needs(&self, identity: &str) -> bool {
-        self.needed().iter().any(|source| source.identity() == identity)
+        let (target, proved) = (self.target().clone(), self.proved().clone());
+        if target == proved { vec![target] } else { vec![proved, target] }
     }
 
     /// The program named `identity` is there.
@@ -133,6 +128,7 @@ mod tests {
         assert_eq!(programs.target(), &version("0.7.0"));
         programs.give_up(1, 1);
         assert_eq!(programs.target(), &version("0.6.0"));
+        assert_eq!(programs.needed(), [version("0.6.0")], "nobody is to have the other one");
         let kept = programs.kept().clone();
         assert_eq!(Programs::new(version("0.7.0"), kept).target(), &version("0.6.0"), "a new agent knows it too");
         programs.want(version("0.7.1"));

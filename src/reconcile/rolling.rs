@@ -54,11 +54,16 @@ impl<W: World> Core<W> {
 
     /// Gives the desired program to whoever's turn it is.
     pub(super) fn roll_out(&mut self, now: Moment) {
+        // Without a roll-out nobody's program changes between two full plans; in one, every piece of news may matter.
+        let rolling = self.is_rolling_out();
+        if !self.replan && (self.touched.is_empty() || !rolling) {
+            return;
+        }
         let (to, from) = (self.programs.target().identity(), self.programs.proved().identity());
         if self.programs.get(&to).is_none() {
             return; // nobody can have it yet
         }
-        if to == from {
+        if !rolling {
             self.give_everybody(&to);
             if self.programs.kept().in_force.is_none() {
                 self.settle();
@@ -95,6 +100,7 @@ impl<W: World> Core<W> {
     pub(super) fn try_program_again(&mut self) {
         self.programs.try_again();
         self.keep_programs();
+        self.find_program();
         self.replan = true;
     }
 
@@ -122,8 +128,7 @@ impl<W: World> Core<W> {
 
     /// When a roll-out may go on though nothing happens.
     pub(super) fn next_roll_out(&self, now: Moment) -> Option<Moment> {
-        let to = self.programs.target();
-        (to != self.programs.proved()).then(|| rollout::next_look(self.observed.known.values(), &to.identity(), now)).flatten()
+        self.is_rolling_out().then(|| rollout::next_look(self.observed.known.values(), &self.program(), now)).flatten()
     }
 
     /// The program that everybody is to have in the end.
@@ -139,7 +144,7 @@ impl<W: World> Core<W> {
     /// Where a roll-out stands, for people.
     pub(super) fn rollout_status(&self, now: Moment) -> Option<RolloutStatus> {
         let (to, from) = (self.programs.target(), self.programs.proved());
-        if to != from {
+        if self.is_rolling_out() {
             let at = rollout::progress(self.observed.known.values(), &to.identity(), now);
             return Some(RolloutStatus {
                 to: to.identity(),
