@@ -29,6 +29,7 @@ use crate::{
     },
     reconcile::{
         agent::{Agent, Inputs, Signal},
+        host::HostParts,
         setup::Parts,
     },
     route::{Activity, TableWriter},
@@ -121,17 +122,19 @@ impl Term {
         let routes = table.share()?;
         let launcher = launcher(&desired).await?;
         let (mut agent, events) = Agent::new(Parts {
-            file: file.clone(),
             desired: desired.clone(),
             rejected,
-            store: opened.store,
-            table,
-            activity: activity.clone(),
-            instance_secret: credentials::instance_secret(&desired.state_dir)?,
-            program: None,
-            settings: settings_sender,
-            launcher: launcher.clone(),
-            alive: systemd::alive,
+            host: HostParts {
+                file: file.clone(),
+                state_dir: desired.state_dir.clone(),
+                store: opened.store,
+                table,
+                activity: activity.clone(),
+                instance_secret: credentials::instance_secret(&desired.state_dir)?,
+                settings: settings_sender,
+                launcher: launcher.clone(),
+                alive: systemd::alive,
+            },
         })?;
         // Where an earlier agent's instances run, they and their routes come first; else nothing can be served without sq,
         // and whoever started this wants to know now.

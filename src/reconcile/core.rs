@@ -27,7 +27,7 @@ use super::{
 use crate::{
     admin::status::ProxyStatus,
     desired::{Desired, TenantId},
-    instance::{binary::SqBinary, scan::Found, usage::Memory},
+    instance::{scan::Found, usage::Memory},
     observed::{Known, Moment, Observed, State},
     store::InstanceRecord,
 };
@@ -121,8 +121,6 @@ pub struct Start {
     pub desired: Arc<Desired>,
     /// Why tenants.toml itself is not in force, where `desired` is the last good copy.
     pub refused: Option<String>,
-    /// sq, where it is known already.
-    pub program: Option<SqBinary>,
     /// Random id of this boot of the host.
     pub boot_id: String,
     /// How many starts of each kind may run at once.
@@ -153,11 +151,6 @@ impl<W: World> Core<W> {
         });
         let mut programs = Programs::new(start.desired.sq.clone(), kept.unwrap_or_default());
         programs.want(start.desired.sq.clone());
-        let mut there = BTreeSet::new();
-        if let Some(program) = start.program {
-            there.insert(start.desired.sq.identity());
-            programs.insert(start.desired.sq.identity(), program);
-        }
         let proved = programs.proved().identity();
         known.values_mut().filter(|known| known.program.is_empty()).for_each(|known| known.program.clone_from(&proved));
         let fingerprint = world.fingerprint();
@@ -166,7 +159,7 @@ impl<W: World> Core<W> {
             intake: Intake::new(fingerprint, start.refused, now),
             started_with: start.desired.clone(),
             started: now,
-            observed: Observed { known, programs: there, ..Observed::default() },
+            observed: Observed { known, ..Observed::default() },
             desired: start.desired,
             processes: BTreeMap::new(),
             memory: HashMap::new(),

@@ -34,20 +34,31 @@ use crate::{
     store::{InstanceRecord, Store, StoreError, TenantRecord, unix_now},
 };
 
+/// What the real world is made of.
+pub struct HostParts {
+    /// tenants.toml.
+    pub file: PathBuf,
+    /// Cannot change while the agent runs.
+    pub state_dir: PathBuf,
+    /// instances.db.
+    pub store: Store,
+    /// The route table.
+    pub table: TableWriter,
+    /// The activity page.
+    pub activity: Arc<Activity>,
+    /// From which each instance's key is derived.
+    pub instance_secret: Secret,
+    /// Where the proxy's settings go.
+    pub settings: watch::Sender<Arc<Settings>>,
+    /// Starts instances, and gives sockets in their network.
+    pub launcher: Launcher,
+    /// Told at each tick that the loop turns, for whoever watches over the agent.
+    pub alive: fn(),
+}
+
 /// This host. Every task that it began is its own and ends with it.
 pub struct Host {
-    /// tenants.toml.
-    pub(super) file: PathBuf,
-    /// Cannot change while the agent runs.
-    pub(super) state_dir: PathBuf,
-    pub(super) store: Store,
-    pub(super) table: TableWriter,
-    pub(super) activity: Arc<Activity>,
-    pub(super) instance_secret: Secret,
-    pub(super) settings: watch::Sender<Arc<Settings>>,
-    /// Starts instances, and gives sockets in their network.
-    launcher: Launcher,
-    alive: fn(),
+    parts: HostParts,
     /// Probes under way.
     pulse: Pulse<(TenantId, u64)>,
     /// How many.
@@ -56,43 +67,12 @@ pub struct Host {
     tasks: Tasks,
 }
 
-/// What a [`Host`] is made of.
-pub(super) struct HostParts {
-    pub(super) file: PathBuf,
-    pub(super) state_dir: PathBuf,
-    pub(super) store: Store,
-    pub(super) table: TableWriter,
-    pub(super) activity: Arc<Activity>,
-    pub(super) instance_secret: Secret,
-    pub(super) settings: watch::Sender<Arc<Settings>>,
-    pub(super) launcher: Launcher,
-    pub(super) alive: fn(),
-}
-
 impl Host {
     /// The host, and the channel on which its tasks report.
     pub(super) fn new(parts: HostParts) -> (Self, mpsc::UnboundedReceiver<Event<Arc<Process>>>) {
         let (reports, events) = mpsc::unbounded_channel();
-        let HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher, alive } = parts;
-        let pulse = Pulse::new(launcher.network(), Health::LIMIT);
-        (
-            Self {
-                file,
-                state_dir,
-                store,
-                table,
-                activity,
-                instance_secret,
-                settings,
-                launcher,
-                alive,
-                pulse,
-                asking: 0,
-                reports,
-                tasks: Tasks::new(),
-            },
-            events,
-        )
+        let pulse = Pulse::new(parts.launcher.network(), Health::LIMIT);
+        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new() }, events)
     }
 
     /// Ends every task, so that nothing of this agent acts any more; the instances and their rows stay as they are.
@@ -101,7 +81,7 @@ impl Host {
     }
 
     fn user_dir(&self, id: &TenantId) -> PathBuf {
-        desired::user_dir(&self.state_dir, id)
+        desired::user_dir(&self.parts.state_dir, id)
     }
 }
 
@@ -120,7 +100,7 @@ impl World for Host {
     type Records = Store;
 
     fn records(&mut self) -> &mut Store {
-        &mut self.store
+        &mut self.parts.store
     }
 
     fn unix_now(&self) -> u64 {
@@ -132,27 +112,27 @@ impl World for Host {
     }
 
     fn fingerprint(&mut self) -> Option<[u8; 32]> {
-        desired::fingerprint(&self.file)
+        desired::fingerprint(&self.parts.file)
     }
 
     fn load(&mut self) -> Result<(Desired, String), Refusal> {
-        desired::load_with_text(&self.file).map_err(|rejected| Refusal { summary: rejected.summary(), text: rejected.to_string() })
+        desired::load_with_text(&self.parts.file).map_err(|rejected| Refusal { summary: rejected.summary(), text: rejected.to_string() })
     }
 
     fn save_last_good(&mut self, text: &str) -> Result<(), String> {
-        desired::save_last_good(&self.file, text, &self.state_dir).map_err(|error| error.to_string())?;
+        desired::save_last_good(&self.parts.file, text, &self.parts.state_dir).map_err(|error| error.to_string())?;
         crash_point::reached("file.kept");
         Ok(())
     }
 
     fn renew_settings(&mut self, desired: &Desired) -> Result<(), String> {
         let settings = credentials::settings(desired).map_err(|error| error.to_string())?;
-        self.settings.send_replace(Arc::new(settings));
+        self.parts.settings.send_replace(Arc::new(settings));
         Ok(())
     }
 
     fn find_program(&mut self, source: &SqSource, pause: Duration) {
-        let (source, state_dir, reports) = (source.clone(), self.state_dir.clone(), self.reports.clone());
+        let (source, state_dir, reports) = (source.clone(), self.parts.state_dir.clone(), self.reports.clone());
         self.tasks.spawn(async move {
             tokio::time::sleep(pause).await;
             let found = binary::ensure(&source, &state_dir, &|line| tracing::info!("{line}")).await;
@@ -162,7 +142,7 @@ impl World for Host {
     }
 
     fn scan(&mut self) -> io::Result<Vec<Found>> {
-        scan::scan(&self.state_dir)
+        scan::scan(&self.parts.state_dir)
     }
 
     fn adopt(&mut self, found: &Found) -> io::Result<Option<Arc<Process>>> {
@@ -171,17 +151,17 @@ impl World for Host {
 
     fn start(&mut self, start: Start) {
         let Start { id, slot, epoch, port, program, limits } = start;
-        let key = instance_key::derive(&self.instance_secret, &id, epoch);
+        let key = instance_key::derive(&self.parts.instance_secret, &id, epoch);
         let spec = SpawnSpec { user_dir: self.user_dir(&id), id, slot, limits, binary: program, port, key };
-        self.tasks.spawn(lifecycle::start(self.launcher.clone(), epoch, spec, self.tasks.gate(), self.reports.clone()));
+        self.tasks.spawn(lifecycle::start(self.parts.launcher.clone(), epoch, spec, self.tasks.gate(), self.reports.clone()));
     }
 
     fn drain_and_stop(&mut self, drain: Drain<Arc<Process>>) {
-        self.tasks.spawn(lifecycle::drain_and_stop(drain, self.activity.clone(), self.reports.clone()));
+        self.tasks.spawn(lifecycle::drain_and_stop(drain, self.parts.activity.clone(), self.reports.clone()));
     }
 
     fn drain_unproved(&mut self, unproved: Unproved<Arc<Process>>) {
-        self.tasks.spawn(lifecycle::drain_unproved(unproved, self.activity.clone(), self.reports.clone()));
+        self.tasks.spawn(lifecycle::drain_unproved(unproved, self.parts.activity.clone(), self.reports.clone()));
     }
 
     fn stop_strays(&mut self, _id: &TenantId, processes: Vec<Arc<Process>>) {
@@ -191,22 +171,22 @@ impl World for Host {
     }
 
     fn look(&mut self, id: &TenantId, number: u64, epoch: u64, found: Option<Vec<Found>>) {
-        let (id, secret, reports) = (id.clone(), self.instance_secret.clone(), self.reports.clone());
-        let network = self.launcher.network();
+        let (id, secret, reports) = (id.clone(), self.parts.instance_secret.clone(), self.reports.clone());
+        let network = self.parts.launcher.network();
         match found {
             Some(found) => self.tasks.spawn(lifecycle::look(network, id, number, epoch, secret, found, reports)),
-            None => self.tasks.spawn(lifecycle::scan_and_look(network, id, number, epoch, secret, self.state_dir.clone(), reports)),
+            None => self.tasks.spawn(lifecycle::scan_and_look(network, id, number, epoch, secret, self.parts.state_dir.clone(), reports)),
         }
     }
 
     fn watch(&mut self, id: &TenantId, epoch: u64, process: &Arc<Process>) {
-        self.tasks.spawn(lifecycle::watch(self.launcher.clone(), id.clone(), epoch, process.clone(), self.reports.clone()));
+        self.tasks.spawn(lifecycle::watch(self.parts.launcher.clone(), id.clone(), epoch, process.clone(), self.reports.clone()));
         crash_point::reached("adopt.watched");
     }
 
     fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>) {
         let user_dirs = desired.tenants.keys().map(|id| self.user_dir(id)).collect();
-        let survey = lifecycle::survey(self.state_dir.clone(), user_dirs, instances, self.reports.clone());
+        let survey = lifecycle::survey(self.parts.state_dir.clone(), user_dirs, instances, self.reports.clone());
         let gate = self.tasks.gate();
         self.tasks.spawn(async move {
             // Cancelled only when nobody waits for the news any more.
@@ -219,7 +199,7 @@ impl World for Host {
     }
 
     fn probe_port(&mut self, port: u16) -> PortState {
-        ports::probe_free(&self.launcher.network(), port)
+        ports::probe_free(&self.parts.launcher.network(), port)
     }
 
     fn ask(&mut self, id: &TenantId, epoch: u64, port: u16, now: Moment) {
@@ -239,56 +219,56 @@ impl World for Host {
 
     fn publish(&mut self, rows: &[Row]) -> Result<(), TableError> {
         crash_point::reached("publish.before");
-        self.table.publish(rows).map(drop).inspect(|()| crash_point::reached("publish.after"))
+        self.parts.table.publish(rows).map(drop).inspect(|()| crash_point::reached("publish.after"))
     }
 
     fn heartbeat(&mut self) {
-        (self.alive)();
-        self.table.heartbeat(u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX));
+        (self.parts.alive)();
+        self.parts.table.heartbeat(u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX));
     }
 
     fn generation(&self) -> u64 {
-        self.table.generation()
+        self.parts.table.generation()
     }
 
     fn last_answer(&self, slot: u32) -> Option<u32> {
-        self.activity.slot(slot).and_then(|slot| slot.snapshot().last_answer)
+        self.parts.activity.slot(slot).and_then(|slot| slot.snapshot().last_answer)
     }
 
     fn requests(&self, slot: u32) -> u64 {
-        self.activity.slot(slot).map_or(0, |slot| slot.snapshot().requests)
+        self.parts.activity.slot(slot).map_or(0, |slot| slot.snapshot().requests)
     }
 
     fn isolation(&self) -> Option<Isolation> {
-        Some(self.launcher.isolation())
+        Some(self.parts.launcher.isolation())
     }
 
     fn limits_memory(&self) -> bool {
-        self.launcher.cgroups().is_some_and(|cgroups| cgroups.controllers().memory.is_on())
+        self.parts.launcher.cgroups().is_some_and(|cgroups| cgroups.controllers().memory.is_on())
     }
 
     fn apply_limits(&mut self, id: &TenantId, limits: &CgroupLimits) -> Result<Applied, String> {
-        match self.launcher.cgroups() {
+        match self.parts.launcher.cgroups() {
             Some(cgroups) => cgroups.apply(id, limits).map_err(|error| error.to_string()),
             None => Ok(Applied::Now),
         }
     }
 
     fn let_go(&mut self, id: &TenantId) {
-        if let Some(Err(error)) = self.launcher.cgroups().map(|cgroups| cgroups.remove(id)) {
+        if let Some(Err(error)) = self.parts.launcher.cgroups().map(|cgroups| cgroups.remove(id)) {
             tracing::warn!(tenant = %id, %error, "its cgroup stays");
         }
         crash_point::reached("remove.cgroup");
     }
 
     fn place_proxy(&mut self, pid: u32) {
-        if let Some(Err(error)) = self.launcher.cgroups().map(|cgroups| cgroups.place_proxy(pid)) {
+        if let Some(Err(error)) = self.parts.launcher.cgroups().map(|cgroups| cgroups.place_proxy(pid)) {
             tracing::warn!(pid, %error, "the proxy stays in the agent's cgroup");
         }
     }
 
     fn reset_slot(&mut self, slot: u32) {
-        if let Some(slot) = self.activity.slot(slot) {
+        if let Some(slot) = self.parts.activity.slot(slot) {
             slot.reset();
         }
     }

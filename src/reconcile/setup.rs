@@ -1,6 +1,6 @@
 //! Puts the loop together: store, shared pages, what runs already.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
@@ -12,12 +12,10 @@ use super::{
 };
 use crate::{
     desired::{Desired, Rejected},
-    instance::{binary::SqBinary, boot_id, launcher::Launcher},
+    instance::boot_id,
     observed::Moment,
-    proxy::settings::Settings,
-    route::{Activity, TableError, TableWriter},
-    secret::Secret,
-    store::{Store, StoreError},
+    route::TableError,
+    store::StoreError,
 };
 
 /// Why the loop cannot begin.
@@ -36,45 +34,27 @@ pub enum SetupError {
 
 /// What the loop starts from.
 pub struct Parts {
-    /// tenants.toml.
-    pub file: PathBuf,
     /// The state to bring about.
     pub desired: Arc<Desired>,
     /// Why the file itself is not in force, where `desired` is the last good copy.
     pub rejected: Option<Rejected>,
-    /// instances.db.
-    pub store: Store,
-    /// The route table.
-    pub table: TableWriter,
-    /// The activity page.
-    pub activity: Arc<Activity>,
-    /// From which each instance's key is derived.
-    pub instance_secret: Secret,
-    /// sq, where it is known already.
-    pub program: Option<SqBinary>,
-    /// Where the proxy's settings go.
-    pub settings: watch::Sender<Arc<Settings>>,
-    /// Starts instances.
-    pub launcher: Launcher,
-    /// Told at each tick that the loop turns, for whoever watches over the agent.
-    pub alive: fn(),
+    /// The host on which it acts.
+    pub host: HostParts,
 }
 
 impl Agent {
     /// Takes in what an earlier agent left behind. Returns the loop and the channel on which its tasks report.
     pub fn new(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<HostEvent>), SetupError> {
-        let Parts { file, desired, rejected, store, table, activity, instance_secret, program, settings, launcher, alive } = parts;
+        let Parts { desired, rejected, host } = parts;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let start = Start {
-            desired: desired.clone(),
+            desired,
             refused: rejected.map(|rejected| rejected.to_string()),
-            program,
             boot_id: boot_id().map_err(SetupError::Proc)?,
             starts: 2 * cores,
             quarantine: QUARANTINE,
         };
-        let state_dir = desired.state_dir.clone();
-        let (host, events) = Host::new(HostParts { file, state_dir, store, table, activity, instance_secret, settings, launcher, alive });
+        let (host, events) = Host::new(host);
         Ok((Self { core: Core::new(host, start, Moment::now())?, settled: watch::Sender::new(false) }, events))
     }
 }
