@@ -485,7 +485,8 @@ pub(crate) fn found(state: &State) -> Vec<Found> {
         pid: *pid,
         start_time: u64::from(*pid),
         port: proc.port,
-        key: key(&proc.id, proc.epoch),
+        // Who starts one by hand has no key of ours, not even that of a tenant that never had a start.
+        key: if proc.epoch == 0 { "by hand".into() } else { key(&proc.id, proc.epoch) },
     };
     state.procs.iter().map(found).collect()
 }
