@@ -20,7 +20,15 @@ fn rows() -> Vec<Row> {
             epoch: u64::from(n),
             slot: n,
             tokens_valid_after: 0,
-            limits: RouteLimits { interval_ns: 600_000_000, burst: 20 + n % 3, concurrency: 4, queue: 100, body_max: 1 << 24 },
+            limits: RouteLimits {
+                interval_ns: 600_000_000,
+                burst: 20 + n % 3,
+                concurrency: 4,
+                queue: 100,
+                body_max: 1 << 24,
+                memory_max: 0,
+                durability: sq_agent::guard::Durability::Process,
+            },
             api_keys: if n % 10 == 0 { vec![key(n)] } else { Vec::new() },
         })
         .collect()

@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod desired;
 pub mod doctor;
 pub(crate) mod framed;
+pub mod guard;
 pub mod handover;
 pub mod instance;
 pub mod instance_key;

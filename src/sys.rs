@@ -28,9 +28,14 @@ pub fn close_inherited_on_exec() -> io::Result<()> {
 
 /// Lets a task wait until `fd` becomes readable. Must run inside a tokio runtime.
 pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(fd, Interest::READABLE)
+}
+
+/// Lets tasks wait until `fd` becomes readable or writable, as `interest` says. Must run inside a tokio runtime.
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the type owns an open descriptor, gives the same number at each call, and closes it only when dropped; the
     // AsyncFd owns it and hands out shared references alone, through which it can be neither closed nor replaced.
-    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
 
 /// A process that has one thread and, whoever holds this says, never starts another.

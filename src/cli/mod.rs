@@ -5,6 +5,7 @@
 mod check;
 mod confirm;
 mod doctor;
+mod guard;
 mod launcher;
 mod plan;
 mod proxy;
@@ -74,6 +75,9 @@ enum Command {
     /// The process that starts the instances; started by `run`
     #[command(hide = true)]
     Launcher(launcher::Args),
+    /// The process that guards the tenants' files; started by `run`
+    #[command(hide = true)]
+    Guard(guard::Args),
 }
 
 /// The program: parses the arguments, runs the command, says what went wrong.
@@ -104,6 +108,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Schema(args) => schema::run(&args),
         Command::Proxy(args) => proxy::run(&args),
         Command::Launcher(args) => launcher::run(&args),
+        Command::Guard(args) => guard::run(&args),
     }
 }
 

@@ -125,6 +125,10 @@ impl Fields {
         if let Some(Value::Address(address)) = self.get(name) { Some(*address) } else { None }
     }
 
+    pub(crate) fn durability(&self, name: &str) -> Option<crate::guard::Durability> {
+        if let Some(Value::Durability(durability)) = self.get(name) { Some(*durability) } else { None }
+    }
+
     pub(crate) fn isolation(&self, name: &str) -> Option<super::IsolationMode> {
         if let Some(Value::Isolation(mode)) = self.get(name) { Some(*mode) } else { None }
     }

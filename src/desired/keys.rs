@@ -96,6 +96,7 @@ pub(crate) static AGENT: Section = section("agent", "[agent]", &[
     key("name", Kind::Name, Optional("derived from the path of `state_dir`"), "\"host-1\"", "names this host's shared pages"),
     key("ports", Kind::Ports, Default("\"10001-19999\""), "\"10001-19999\"", "ports for instances, one a tenant"),
     key("isolation", Kind::Isolation, Default("\"auto\""), "\"required\"", "auto: instances are separated as far as the host permits, see `sq-agent doctor`; required: no start without all of it; off"),
+    key("durability", Kind::Durability, Default("\"process\""), "\"power\"", "what an acknowledged write survives, where a tier says nothing else: see there"),
 ]);
 
 #[rustfmt::skip]
@@ -137,7 +138,7 @@ const MAX_CONCURRENCY: u64 = 512;
 const MAX_BODY: u64 = 64 * MIB;
 
 #[rustfmt::skip]
-static LIMITS: [Key; 7] = [
+static LIMITS: [Key; 8] = [
     key("memory_max", Kind::SizeOrNone { min: MIN_MEMORY, max: 1024 * GIB }, Optional("no limit"), "\"20M\"", "memory of the instance"),
     key("cpu_quota", Kind::CpuOrNone, Optional("no limit"), "\"10%\"", "share of one core"),
     key("rate", Kind::RateOrNone, Optional("no limit"), "\"100/m\"", "requests a second, minute, hour or day (s, m, h, d)"),
@@ -146,6 +147,7 @@ static LIMITS: [Key; 7] = [
     key("queue", Kind::Integer { min: 0, max: 10_000 }, Default("100"), "100", "requests that may wait for their turn"),
     // A request costs sq 3 to 5 times its body: with 2 MiB it fits into `free`'s 20 MiB beside the phext itself.
     key("body_max", Kind::Size { min: KIB, max: MAX_BODY }, Default("\"2M\""), "\"2M\"", "largest request body; one costs sq 3 to 5 times its size in memory"),
+    key("durability", Kind::Durability, Optional("what `[agent]` says"), "\"power\"", "what an acknowledged write survives: process, the death of any process; power, also the end of the host's power, at the cost of waiting for the disk; off, nothing"),
 ];
 
 pub(crate) static TIER: Section = section("tier", "[tiers.NAME]", &LIMITS);

@@ -8,6 +8,8 @@ use toml::{
     value::{Datetime, Offset},
 };
 
+use crate::guard::Durability;
+
 use super::{
     Algorithm, IsolationMode, PortRange, Rate, TenantId,
     fields::{Fields, read_table},
@@ -56,6 +58,8 @@ pub(crate) enum Kind {
     Algorithm,
     /// `"auto"`, `"required"` or `"off"`.
     Isolation,
+    /// `"off"`, `"process"` or `"power"`.
+    Durability,
     /// `"sha256:…"`.
     Digest,
     /// A list of one kind.
@@ -82,6 +86,7 @@ pub(crate) enum Value {
     Address(SocketAddr),
     Algorithm(Algorithm),
     Isolation(IsolationMode),
+    Durability(Durability),
     Digest([u8; 32]),
     List(Vec<(Value, Span)>),
     Table(Fields),
@@ -171,6 +176,7 @@ fn read_text(kind: Kind, text: &str) -> Result<Value, Fault> {
         Kind::Address => text.parse().map(Value::Address).map_err(|_| format!("must be an IP address with a port, not {text:?}")),
         Kind::Algorithm => algorithm(text).map(Value::Algorithm),
         Kind::Isolation => isolation(text).map(Value::Isolation),
+        Kind::Durability => durability(text).map(Value::Durability),
         Kind::Digest => digest(text).map(Value::Digest),
         Kind::Id => TenantId::parse(text).map(Value::Id).map_err(|bad| format!("is not usable: {bad}")),
         Kind::Name => check(is_name(text), own(), "must have 1 to 64 lower-case letters, digits or `-`"),
@@ -276,6 +282,15 @@ fn isolation(text: &str) -> Result<IsolationMode, Fault> {
         "required" => Ok(IsolationMode::Required),
         "off" => Ok(IsolationMode::Off),
         _ => Err(format!("must be auto, required or off, not {text:?}")),
+    }
+}
+
+fn durability(text: &str) -> Result<Durability, Fault> {
+    match text {
+        "off" => Ok(Durability::Off),
+        "process" => Ok(Durability::Process),
+        "power" => Ok(Durability::Power),
+        _ => Err(format!("must be off, process or power, not {text:?}")),
     }
 }
 

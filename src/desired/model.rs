@@ -10,6 +10,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::guard::Durability;
+
 /// The name of a tenant: 1–128 bytes of ASCII letters, digits and `. _ - + @`, no leading dot.
 ///
 /// It is a directory name as it stands, so a value of this type can never leave `users/`.
@@ -131,6 +133,14 @@ pub struct Limits {
     pub queue: u16,
     /// `body_max`: largest request body, bytes; at most sq's own 64 MiB.
     pub body_max: u64,
+    /// `durability`: what an acknowledged write survives.
+    #[serde(default = "process")]
+    pub durability: Durability,
+}
+
+/// What stood in force before there was a choice.
+fn process() -> Durability {
+    Durability::Process
 }
 
 impl Limits {

@@ -74,6 +74,7 @@ fn of_kind(kind: Kind) -> Json {
         Kind::Address => text("^([0-9.]+|\\[[0-9A-Fa-f:.]+\\]):[0-9]+$"),
         Kind::Url => text("^[Hh][Tt][Tt][Pp][Ss]://[^/]"),
         Kind::Version => text("^[0-9]+\\.[0-9]+\\.[0-9]+(-[0-9A-Za-z.-]+)?$"),
+        Kind::Durability => json!({ "type": "string", "enum": ["off", "process", "power"] }),
         Kind::Isolation => json!({ "type": "string", "enum": ["auto", "required", "off"] }),
         Kind::Algorithm => json!({ "type": "string", "enum": ["HS256", "ES256", "EdDSA", "RS256"] }),
         Kind::Digest => text("^sha256:[0-9A-Fa-f]{64}$"),

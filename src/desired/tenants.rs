@@ -8,6 +8,7 @@ use super::{
     kind::Value,
     problem::{Finding, Span},
 };
+use crate::guard::Durability;
 
 /// Most tenants of one host. The route table has 32,768 slots; beyond 20,000 rows its probes grow long.
 pub const MAX_TENANTS: usize = 20_000;
@@ -17,7 +18,16 @@ pub const MAX_API_KEYS: usize = 20_000;
 pub const MAX_LIMIT_SETS: usize = 1_024;
 
 /// The limits of a tier that leaves everything out.
-const BASE: Limits = Limits { memory_max: None, cpu_quota: None, rate: None, burst: 20, concurrency: 8, queue: 100, body_max: 2 << 20 };
+const BASE: Limits = Limits {
+    memory_max: None,
+    cpu_quota: None,
+    rate: None,
+    burst: 20,
+    concurrency: 8,
+    queue: 100,
+    body_max: 2 << 20,
+    durability: Durability::Process,
+};
 /// The one tier of a file without `[tiers]`, and the tier of a tenant that names none.
 const FREE: &str = "free";
 
@@ -28,9 +38,10 @@ fn free() -> Limits {
 
 /// Every tier by name.
 pub(super) fn tiers(root: &Fields) -> BTreeMap<String, Limits> {
+    let durability = root.table("agent").and_then(|agent| agent.durability("durability")).unwrap_or(BASE.durability);
     match root.named("tiers") {
-        Some(named) => named.iter().map(|(name, fields)| (name.clone(), overlay(fields, &BASE))).collect(),
-        None => BTreeMap::from([(FREE.to_owned(), free())]),
+        Some(named) => named.iter().map(|(name, fields)| (name.clone(), overlay(fields, &Limits { durability, ..BASE }))).collect(),
+        None => BTreeMap::from([(FREE.to_owned(), Limits { durability, ..free() })]),
     }
 }
 
@@ -45,6 +56,7 @@ fn overlay(fields: &Fields, base: &Limits) -> Limits {
         concurrency: small("concurrency", base.concurrency),
         queue: small("queue", base.queue),
         body_max: fields.number("body_max").unwrap_or(base.body_max),
+        durability: fields.durability("durability").unwrap_or(base.durability),
     }
 }
 

@@ -13,6 +13,11 @@ use rustix::fs::OFlags;
 /// Size at which a log is rotated, bytes. One old file is kept, so a tenant's logs take at most about twice this.
 pub const ROTATE_AT: u64 = 10 * 1024 * 1024;
 
+/// Whether a log has reached `limit` bytes.
+pub fn is_due(path: &Path, limit: u64) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() >= limit)
+}
+
 /// Copies a log that has reached `limit` bytes to `<path>.1` and truncates it; tells whether it did. A missing log is
 /// none to rotate.
 ///

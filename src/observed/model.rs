@@ -46,6 +46,8 @@ pub struct Known {
     pub restart_wanted: bool,
     /// Consecutive failed probes reached the limit.
     pub unhealthy: bool,
+    /// A write to it broke off, and what that left is put back before the next start.
+    pub in_doubt: bool,
     /// Its limits changed to what the running instance cannot be held to: it uses too much.
     pub limits_pending: bool,
     /// It used more memory than its limit at the last look, bytes, where the kernel does not hold it to that.
@@ -75,6 +77,7 @@ impl Known {
             leaving: false,
             restart_wanted: false,
             unhealthy: false,
+            in_doubt: false,
             limits_pending: false,
             over_memory: None,
             back_off: BackOff::default(),
@@ -141,6 +144,8 @@ pub enum StopReason {
     LimitsChanged,
     /// It used more memory than its limit, on a host whose kernel does not see to that.
     OverMemory,
+    /// A write broke off, and what it left has to be put back.
+    InDoubt,
     /// Three probes in a row failed.
     FailedProbes,
     /// A process of this tenant that no record proves to be ours.
@@ -164,6 +169,7 @@ impl StopReason {
             Self::ProgramChanged => "another sq program is desired",
             Self::LimitsChanged => "its memory limit was lowered below what it uses",
             Self::OverMemory => "it used more memory than its limit: raise memory_max or lower body_max",
+            Self::InDoubt => "a write broke off: the text is put back as it was",
             Self::FailedProbes => "three probes in a row failed",
             Self::Unproved => "no record proves this process to be ours",
             Self::Shutdown => "the agent stops",

@@ -2,18 +2,22 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     process::Child,
     time::Duration,
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::{io::unix::AsyncFd, net::UnixStream, time::timeout};
+use tokio::{
+    io::unix::AsyncFd,
+    net::UnixStream,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::control::{Hello, PROTOCOL, ToAgent, ToProxy};
 use crate::framed::{ControlError, Decoder, receive, send};
-use crate::{route::Side, sys};
+use crate::{guard, route::Side, sys};
 
 /// A proxy greets within milliseconds; a stuck one is no longer waited for.
 pub(super) const GREETING: Duration = Duration::from_secs(5);
@@ -64,9 +68,33 @@ pub(super) struct Proxy {
     pub(super) child: Option<Child>,
     /// It serves by settings of this agent.
     pub(super) up: bool,
+    /// The guard that this agent gave it.
+    pub(super) guard: Option<Guard>,
 }
 
+/// A guard that was given to a proxy.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Guard {
+    pub(super) pid: u32,
+    since: Instant,
+}
+
+/// Between two guards of one proxy.
+const NEXT_GUARD: Duration = Duration::from_secs(1);
+
 impl Proxy {
+    /// Starts a guard for it, and gives it the way there.
+    pub(super) async fn give_guard(&mut self, exe: &Path, state_dir: &Path) -> Result<(), SupervisorError> {
+        if let Some(last) = self.guard {
+            sleep_until(last.since + NEXT_GUARD).await;
+        }
+        let (program, state) = (exe.to_owned(), state_dir.to_owned());
+        let started = tokio::task::spawn_blocking(move || guard::process::start(&program, &state)).await.map_err(io::Error::other);
+        let started = started.and_then(|started| started).map_err(io_error("start the guard of", state_dir))?;
+        self.guard = Some(Guard { pid: started.pid, since: Instant::now() });
+        Ok(send(&self.stream, &ToProxy::Guard, &[started.socket.as_fd()]).await?)
+    }
+
     /// Takes the greeting of the proxy of `side`, and the listeners that it hands back.
     pub(super) async fn greeted(stream: UnixStream, side: Side) -> Result<(Self, Vec<OwnedFd>), SupervisorError> {
         let path = Path::new("the control socket");
@@ -84,7 +112,7 @@ impl Proxy {
         let of = i32::try_from(hello.pid).ok().and_then(Pid::from_raw).ok_or(SupervisorError::Mute)?;
         let pidfd = pidfd_open(of, PidfdFlags::NONBLOCK).map_err(io::Error::from).map_err(io_error("follow", path))?;
         let pidfd = sys::watch_readable(pidfd).map_err(io_error("follow", path))?;
-        Ok((Self { stream, decoder, hello, side, pidfd, child: None, up: false }, listeners))
+        Ok((Self { stream, decoder, hello, side, pidfd, child: None, up: false, guard: None }, listeners))
     }
 
     /// Whether it understands more than to end.

@@ -113,6 +113,7 @@ async fn raise(path: &Path, side: Side, outfit: &Outfit<'_>) -> Result<Proxy, Su
     if let Some(network) = outfit.network {
         send(&proxy.stream, &ToProxy::Join { user: network.user.is_some() }, &network.descriptors()).await?;
     }
+    proxy.give_guard(outfit.exe, outfit.state_dir).await?;
     send(&proxy.stream, &outfit.settings.0, &outfit.settings.1).await?;
     loop {
         match proxy.word().await? {

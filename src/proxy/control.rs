@@ -7,13 +7,15 @@ use crate::{desired::TenantId, proxy::settings::Settings};
 /// Raised when either end would no longer understand the other's words. Two are for ever, so that a proxy of any version can be replaced:
 /// [`ToProxy::Shutdown`], and of [`Hello`] `pid`, `side`, `listeners`, `protocol` and `retiring`. More fields may join them; those of a version
 /// that lacks them count as 0, no, or unknown.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// Agent to proxy.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToProxy {
     /// To a new proxy, before anything else: work in this network. Descriptors: the user namespace, if `user`; the network namespace.
     Join { user: bool },
+    /// Its guard, which may touch the tenants' files: before the first settings, and again after [`ToAgent::GuardLost`]. Descriptor: the socket.
+    Guard,
     /// Serve by these from now on. Descriptors: `listeners` listeners, the route table, the activity page.
     Settings {
         settings: Box<Settings>,
@@ -62,6 +64,8 @@ pub(crate) enum ToAgent {
     Refused { serial: u64, why: String },
     /// A request waits for this tenant's instance.
     Nudge { id: TenantId, reason: NudgeReason },
+    /// The guard is gone: writes are refused until there is another.
+    GuardLost,
     /// It was told to end and does so now. Requests that did not finish in time: `cut`.
     Ended { cut: u64 },
 }
@@ -75,6 +79,8 @@ pub enum NudgeReason {
     Refused,
     /// The row says ready, but another instance (or program) answers on its port.
     WrongInstance,
+    /// A write broke off: what it left is to be put back, which takes a restart.
+    InDoubt,
 }
 
 #[cfg(test)]

@@ -30,6 +30,9 @@ pub(crate) struct Conversation {
     /// The user whose agent may command this process.
     owner: u32,
     nudges: Nudges,
+    /// The guard is gone, and the agent is to be told.
+    lost: mpsc::Receiver<()>,
+    untold: bool,
 }
 
 impl Conversation {
@@ -40,10 +43,12 @@ impl Conversation {
         decoder: Decoder,
         owner: u32,
         nudges: Nudges,
+        lost: mpsc::Receiver<()>,
     ) -> std::io::Result<Self> {
         control.set_nonblocking(true)?;
         agent.set_nonblocking(true)?;
-        Ok(Self { control: UnixListener::from_std(control)?, agent: Some(UnixStream::from_std(agent)?), decoder, owner, nudges })
+        let (control, agent) = (UnixListener::from_std(control)?, Some(UnixStream::from_std(agent)?));
+        Ok(Self { control, agent, decoder, owner, nudges, lost, untold: false })
     }
 
     /// The next word of the agent, or of the one after it, which is greeted by `hello` and given `listeners`.
@@ -59,6 +64,10 @@ impl Conversation {
                 }
                 continue;
             };
+            if std::mem::take(&mut self.untold) {
+                self.say(&ToAgent::GuardLost).await;
+                continue;
+            }
             tokio::select! {
                 word = receive::<ToProxy>(agent, &mut self.decoder) => match word {
                     Ok(Some(word)) => return word,
@@ -69,6 +78,7 @@ impl Conversation {
                     Err(error) => self.lose(&error),
                 },
                 Some((id, reason)) = self.nudges.recv() => self.say(&ToAgent::Nudge { id, reason }).await,
+                Some(()) = self.lost.recv() => self.untold = true,
             }
         }
     }
@@ -110,6 +120,7 @@ impl Conversation {
                     }
                 },
                 _ = self.nudges.recv() => {}
+                Some(()) = self.lost.recv() => self.untold = true,
             }
         }
     }

@@ -21,6 +21,8 @@ pub(crate) struct First {
     pub(crate) stream: UnixStream,
     pub(crate) decoder: Decoder,
     pub(crate) received: Received,
+    /// The way to the guard.
+    pub(crate) guard: OwnedFd,
     pub(crate) serial: u64,
     pub(crate) side: u8,
     pub(crate) run_as: Option<(u32, u32)>,
@@ -51,9 +53,9 @@ pub(crate) fn hear(control: &UnixListener, hello: &Hello) -> Result<First, Proxy
             continue;
         }
         match hear_one(&stream, hello, &mut in_user_namespace) {
-            Ok(Some((settings, serial, decoder, received))) => {
+            Ok(Some(Heard { settings, serial, decoder, received, guard })) => {
                 let (side, run_as) = (settings.side, settings.run_as);
-                return Ok(First { stream, decoder, received, serial, side, run_as, owner: owner(), in_user_namespace });
+                return Ok(First { stream, decoder, received, guard, serial, side, run_as, owner: owner(), in_user_namespace });
             }
             Ok(None) => {}
             Err(FirstWordsError::Control(error)) => tracing::warn!(%error, "the agent's first words"),
@@ -81,12 +83,19 @@ impl From<WireError> for FirstWordsError {
     }
 }
 
-type Heard = (Box<Settings>, u64, Decoder, Received);
+struct Heard {
+    settings: Box<Settings>,
+    serial: u64,
+    decoder: Decoder,
+    received: Received,
+    guard: OwnedFd,
+}
 
 /// Waits for settings that are good; `None` when the agent went away.
 fn hear_one(stream: &UnixStream, hello: &Hello, in_user_namespace: &mut bool) -> Result<Option<Heard>, FirstWordsError> {
     send_blocking(stream, &ToAgent::Hello(hello.clone()))?;
     let mut decoder = Decoder::default();
+    let mut guard = None;
     while let Some(word) = receive_blocking::<ToProxy>(stream, &mut decoder)? {
         match word {
             ToProxy::Join { user } => {
@@ -95,8 +104,12 @@ fn hear_one(stream: &UnixStream, hello: &Hello, in_user_namespace: &mut bool) ->
                 network::join(user.as_ref(), &net).map_err(FirstWordsError::Join)?;
                 *in_user_namespace |= user.is_some();
             }
+            ToProxy::Guard => guard = decoder.descriptors(1)?.pop(),
             ToProxy::Settings { settings, listeners, serial } => match take(&settings, listeners, &mut decoder)? {
-                Ok(received) => return Ok(Some((settings, serial, decoder, received))),
+                Ok(received) => {
+                    let guard = guard.ok_or(WireError::MissingDescriptors(1))?;
+                    return Ok(Some(Heard { settings, serial, decoder, received, guard }));
+                }
                 Err(why) => send_blocking(stream, &ToAgent::Refused { serial, why: why.to_string() })?,
             },
             ToProxy::Shutdown { .. } => std::process::exit(0),

@@ -39,6 +39,13 @@ pub(crate) struct Exchange {
     pub(crate) body: Vec<Bytes>,
 }
 
+impl Exchange {
+    /// Length of its body, bytes.
+    pub(crate) fn length(&self) -> u64 {
+        self.body.iter().map(|piece| piece.len() as u64).sum()
+    }
+}
+
 /// What sq said.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -47,6 +54,13 @@ pub(crate) struct Answer {
     pub(crate) first: Bytes,
     /// What is still to come, if anything.
     pub(crate) rest: Option<Rest>,
+}
+
+impl Answer {
+    /// Length of its body, bytes.
+    pub(crate) fn length(&self) -> u64 {
+        self.first.len() as u64 + self.rest.as_ref().map_or(0, |rest| rest.bytes)
+    }
 }
 
 /// The unread end of a body.

@@ -19,6 +19,8 @@ mod conversation;
 pub mod credentials;
 mod first_words;
 mod forward;
+mod guarded;
+mod guardian;
 mod headers;
 mod in_flight;
 mod lane;

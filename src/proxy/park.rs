@@ -158,7 +158,15 @@ mod tests {
     use crate::route::RouteLimits;
 
     fn route(state: RouteState, epoch: u64) -> Route {
-        let limits = RouteLimits { interval_ns: 0, burst: 0, concurrency: 1, queue: 1, body_max: 1 };
+        let limits = RouteLimits {
+            interval_ns: 0,
+            burst: 0,
+            concurrency: 1,
+            queue: 1,
+            body_max: 1,
+            memory_max: 0,
+            durability: crate::guard::Durability::Process,
+        };
         Route { port: 10_001, state, epoch, slot: 0, tokens_valid_after: 0, limits }
     }
 

@@ -4,7 +4,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
 use super::{auth::AuthError, headers, quota, request_id::RequestId};
-use crate::route::RouteState;
+use crate::{guard::BadName, route::RouteState};
 
 /// Why a request is not answered by sq. Texts go to the caller: none holds a token, a key or another tenant's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,20 @@ pub(crate) enum Problem {
     BadAnswer,
     /// sq did not answer in time.
     UpstreamTimeout,
+    /// A write to a phext that sq would lose without a word.
+    BadName(BadName),
+    /// sq would need more memory for a write than its tenant has; bytes.
+    NoMemory { needs: u64, limit: u64 },
+    /// The disk has no room for a write.
+    NoRoom,
+    /// sq could not write, and what it left was put back.
+    NotStored,
+    /// sq died over a write, or did not answer: what it left is put back.
+    NotApplied,
+    /// The tenant's files cannot be guarded.
+    Files,
+    /// Nobody guards the tenants' files.
+    NoGuard,
 }
 
 /// What the answer says.
@@ -105,6 +119,22 @@ impl Problem {
                 let detail = "only GET, POST and OPTIONS are served";
                 text(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail, None)
             }
+            Self::BadName(why) => text(StatusCode::BAD_REQUEST, "bad-phext-name", "No name for a phext", &why.to_string(), None),
+            Self::NoMemory { needs, limit } => {
+                let (needs, limit) = (needs.div_ceil(1 << 20), limit >> 20);
+                let detail = format!(
+                    "with a phext of this size the request would take {needs} MB of memory, and the tenant has {limit} MB; nothing was stored: send a smaller body, or spread the text over several phexts"
+                );
+                text(StatusCode::PAYLOAD_TOO_LARGE, "too-much-memory", "Too large for the tenant's memory", &detail, None)
+            }
+            Self::NoRoom => {
+                let detail = "the disk has no room for this write; nothing was stored, and the text is as it was";
+                text(StatusCode::INSUFFICIENT_STORAGE, "no-room", "No room on the disk", detail, None)
+            }
+            Self::NotStored => {
+                let detail = "the disk did not take this write; nothing of it was applied, and the text is as it was";
+                text(StatusCode::INSUFFICIENT_STORAGE, "not-stored", "Not stored", detail, None)
+            }
             Self::NoFavicon => text(StatusCode::NOT_FOUND, "not-found", "Not found", "there is no icon here", None),
             other => other.unavailable(),
         }
@@ -136,6 +166,14 @@ impl Problem {
             }
             Self::OutOfBodyMemory => busy("out-of-memory", "Too many uploads", "too many uploads are under way on this host".into(), 2),
             Self::TableBusy => busy("table-busy", "Routes are changing", "the route table kept changing while it was read".into(), 1),
+            Self::NotApplied => {
+                let detail = "the tenant's instance died over this write, or did not answer it; nothing of it was applied, so it is safe to send it again";
+                busy("not-applied", "Not applied", detail.into(), 1)
+            }
+            Self::Files => {
+                busy("storage-trouble", "The tenant's files are in trouble", "nothing was stored; the operator's log says why".into(), 30)
+            }
+            Self::NoGuard => busy("no-guard", "No writes at the moment", "nothing was stored; reading goes on".into(), 1),
             Self::BadAnswer => Text {
                 status: StatusCode::BAD_GATEWAY,
                 slug: "bad-answer",

@@ -18,6 +18,7 @@ use super::{
     control::{Hello, PROTOCOL, ToAgent, ToProxy},
     conversation::Conversation,
     first_words::{self, First, Received, take},
+    guardian::Guardian,
     live::Current,
     network,
     park::Parking,
@@ -113,8 +114,9 @@ fn newborn() -> Hello {
 }
 
 async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptors: u64, log: AccessLog) -> Result<(), ProxyError> {
-    let First { stream, decoder, received, serial, owner, .. } = first;
+    let First { stream, decoder, received, guard, serial, owner, .. } = first;
     let (nudges, nudged) = mpsc::channel(NUDGES);
+    let (lost, guard_lost) = mpsc::channel(1);
     let mut prefix = [0; 8];
     getrandom::fill(&mut prefix).map_err(|error| ProxyError::Io { doing: "get random numbers", source: io::Error::other(error) })?;
     let shared = Arc::new(Shared {
@@ -124,6 +126,7 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
         ids: RequestIds::new(u64::from_le_bytes(prefix)),
         log,
         nudges,
+        guardian: Guardian::new(guard, lost).map_err(doing("talk to its guard"))?,
         body_memory: Arc::default(),
         in_flight: Arc::new(AtomicU64::new(0)),
         cut: Arc::default(),
@@ -132,7 +135,7 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
     let ticker = tokio::spawn(Arc::clone(&shared.parking).tick(move || for_ticker.live.get().routes.generation()));
     let mut server = Server::new(shared, descriptors);
     server.listen(received.listeners).map_err(doing("listen"))?;
-    let conversation = Conversation::go_on(control, stream, decoder, owner, nudged);
+    let conversation = Conversation::go_on(control, stream, decoder, owner, nudged, guard_lost);
     let mut conversation = conversation.map_err(doing("set up the control socket"))?;
     // If the agent is gone by now, the next one is told by Hello.
     conversation.say(&ToAgent::Applied { serial }).await;
@@ -167,6 +170,14 @@ async fn obey(server: &mut Server, conversation: &mut Conversation, hello: &mut 
                 server.end(if retire { Phase::Retiring } else { Phase::Draining });
                 hello.retiring = true;
             }
+            ToProxy::Guard => match conversation.descriptors().descriptors(1).map(|mut guards| guards.pop()) {
+                Ok(Some(guard)) => match server.shared().guardian.replace(guard) {
+                    Ok(()) => tracing::info!("another guard is there: writes go on"),
+                    Err(error) => tracing::error!(%error, "the new guard cannot be talked to"),
+                },
+                Ok(None) => conversation.misunderstood(WireError::MissingDescriptors(1)),
+                Err(error) => conversation.misunderstood(error),
+            },
             ToProxy::Join { .. } => conversation.misunderstood(WireError::TooLate),
         }
     }

@@ -59,7 +59,15 @@ mod tests {
     use crate::desired::Rate;
 
     fn limits(interval_ns: u64) -> RouteLimits {
-        RouteLimits { interval_ns, burst: 20, concurrency: 8, queue: 64, body_max: 1 << 20 }
+        RouteLimits {
+            interval_ns,
+            burst: 20,
+            concurrency: 8,
+            queue: 64,
+            body_max: 1 << 20,
+            memory_max: 0,
+            durability: crate::guard::Durability::Process,
+        }
     }
 
     #[test]

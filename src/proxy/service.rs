@@ -23,6 +23,8 @@ use super::{
     connection::State,
     control::NudgeReason,
     forward::{Answer, Exchange, Failure, exchange},
+    guarded::{Guarded, NoAnswer},
+    guardian::Guardian,
     headers::{self, UpstreamHead},
     in_flight::InFlight,
     lane::{Turn, Width},
@@ -37,6 +39,7 @@ use super::{
 };
 use crate::{
     desired::TenantId,
+    guard::{Durability, Target, wire::Write},
     route::{Admission, Route, RouteLimits},
 };
 
@@ -49,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) log: AccessLog,
     /// To the agent; full or unread means dropped.
     pub(crate) nudges: mpsc::Sender<(TenantId, NudgeReason)>,
+    /// Guards writes.
+    pub(crate) guardian: Guardian,
     /// Bytes of request bodies in memory.
     pub(crate) body_memory: Arc<AtomicU64>,
     /// Requests of this process in flight to sq.
@@ -162,8 +167,17 @@ async fn serve(
         entry.bytes_in = body.iter().map(|piece| piece.len() as u64).sum();
     }
     let tenant = shared.tenants.at(route.slot).ok_or(Problem::TableBusy)?;
-    let visit = Visit { shared, tenant, parts, id, peer, kind, who: &identity.id };
+    let target = target(kind, &route, parts)?;
+    let visit = Visit { shared, tenant, parts, id, peer, kind, who: &identity.id, target };
     visit.dispatch(route, body, share, track).await
+}
+
+/// What a request writes, where the guard is to know of it.
+fn target(kind: Kind, route: &Route, parts: &Parts) -> Result<Option<Target>, Problem> {
+    if kind == Kind::Read || route.limits.durability == Durability::Off {
+        return Ok(None);
+    }
+    Target::of(parts.uri.path(), parts.uri.query()).transpose().map_err(Problem::BadName)
 }
 
 /// Whose request it is, and that they may come in.
@@ -203,7 +217,7 @@ fn look(live: &Live, id: &TenantId) -> Result<Route, Problem> {
 }
 
 /// How an exchange ended, and all that went into it.
-type Sent = (Result<Answer, Failure>, Exchange, Held, Share);
+type Sent = (Result<Answer, NoAnswer>, Exchange, Held, Share);
 
 /// A request that was let in, on its way to its tenant's instance.
 struct Visit<'a> {
@@ -214,6 +228,8 @@ struct Visit<'a> {
     peer: IpAddr,
     kind: Kind,
     who: &'a TenantId,
+    /// What it writes, where that is to be guarded.
+    target: Option<Target>,
 }
 
 impl Visit<'_> {
@@ -233,7 +249,7 @@ impl Visit<'_> {
             }
             let sent = Instant::now();
             let request = Exchange { port: route.port, head: self.head(&live, &route, &body), body };
-            let (result, request, held, kept) = self.send(request, held, share).await?;
+            let (result, request, held, kept) = self.send(&live, &route, request, held, share).await?;
             (body, share) = (request.body, kept);
             if let Some(entry) = track.entry() {
                 entry.upstream += sent.elapsed();
@@ -245,14 +261,23 @@ impl Visit<'_> {
                     }
                     return Ok(Reply::Upstream { answer, held });
                 }
-                Err(Failure::Broken) => return Err(Problem::BadAnswer),
-                Err(Failure::TimedOut) => return Err(Problem::UpstreamTimeout),
-                Err(Failure::Refused) => {
+                Err(NoAnswer::Failed(Failure::Broken)) => return Err(Problem::BadAnswer),
+                Err(NoAnswer::Failed(Failure::TimedOut)) => return Err(Problem::UpstreamTimeout),
+                Err(NoAnswer::Refused(problem)) => return Err(problem),
+                Err(NoAnswer::Undone) => {
+                    drop(held);
+                    return Err(self.undone(route).await);
+                }
+                Err(NoAnswer::Failed(Failure::Refused)) => {
                     self.nudge(NudgeReason::Refused);
                     avoid = Some(Avoid::refused(&route));
                 }
-                Err(Failure::WrongInstance) => {
+                Err(NoAnswer::Failed(Failure::WrongInstance)) => {
                     self.nudge(NudgeReason::WrongInstance);
+                    avoid = Some(Avoid::wrong(&route));
+                }
+                Err(NoAnswer::NotBefore) => {
+                    self.nudge(NudgeReason::InDoubt);
                     avoid = Some(Avoid::wrong(&route));
                 }
             }
@@ -287,12 +312,43 @@ impl Visit<'_> {
 
     /// Sends a request. A write is a task of its own: when its client goes away, the exchange still ends, and the lane is held until it has. A
     /// read may as well end with its client, which spares the task.
-    async fn send(&self, request: Exchange, held: Held, share: Share) -> Result<Sent, Problem> {
-        let sending = async move { (exchange(&request).await, request, held, share) };
-        match self.kind {
-            Kind::Read => Ok(sending.await),
-            Kind::Mutation => tokio::spawn(sending).await.map_err(|_| Problem::BadAnswer),
-        }
+    async fn send(&self, live: &Live, route: &Route, request: Exchange, held: Held, share: Share) -> Result<Sent, Problem> {
+        let Some(guarded) = self.target.as_ref().map(|target| self.guarded(live, route, target, request.length())) else {
+            let sending = async move { (exchange(&request).await.map_err(NoAnswer::from), request, held, share) };
+            return match self.kind {
+                Kind::Read => Ok(sending.await),
+                Kind::Mutation => tokio::spawn(sending).await.map_err(|_| Problem::BadAnswer),
+            };
+        };
+        let shared = Arc::clone(self.shared);
+        let sending = async move { (guarded.send(&shared.guardian, &request).await, request, held, share) };
+        tokio::spawn(sending).await.map_err(|_| Problem::BadAnswer)
+    }
+
+    fn guarded(&self, live: &Live, route: &Route, target: &Target, body: u64) -> Guarded {
+        let write = Write {
+            id: self.who.clone(),
+            phext: target.phext.clone(),
+            call: target.call,
+            epoch: route.epoch,
+            request_id: self.id.as_str().to_owned(),
+            body,
+            memory_max: Some(route.limits.memory_max).filter(|&limit| limit > 0),
+            durability: route.limits.durability,
+        };
+        let head = self.head_of(live, route, &http::Method::GET, &target.reload(), None, 0);
+        Guarded { write, reload: Exchange { port: route.port, head, body: Vec::new() } }
+    }
+
+    /// A write broke off. Its client is answered once the text is as it was, which takes another start, or when that takes too long: it will be,
+    /// before anything else is written.
+    async fn undone(&self, route: Route) -> Problem {
+        self.nudge(NudgeReason::InDoubt);
+        let look = || look(&self.shared.live.get(), self.who);
+        let deadline = tokio::time::Instant::now() + park::MAX_WAIT;
+        let started = self.shared.parking.wait(self.tenant, route.state, Some(Avoid::wrong(&route)), deadline, look).await;
+        tracing::warn!(tenant = %self.who, request_id = self.id.as_str(), put_back = started.is_ok(), "a write broke off and is not applied");
+        Problem::NotApplied
     }
 
     fn nudge(&self, reason: NudgeReason) {
@@ -304,14 +360,27 @@ impl Visit<'_> {
 
     fn head(&self, live: &Live, route: &Route, body: &[Bytes]) -> Vec<u8> {
         let target = self.parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        let content_type = self.parts.headers.get(http::header::CONTENT_TYPE);
+        self.head_of(live, route, &self.parts.method, target, content_type, body.iter().map(Bytes::len).sum())
+    }
+
+    fn head_of(
+        &self,
+        live: &Live,
+        route: &Route,
+        method: &http::Method,
+        target: &str,
+        content_type: Option<&HeaderValue>,
+        content_length: usize,
+    ) -> Vec<u8> {
         let key = self.tenant.instance_key(&live.instance_secret, self.who, route.epoch);
         let mut head = Vec::with_capacity(512 + target.len());
         UpstreamHead {
-            method: &self.parts.method,
+            method,
             target,
             port: route.port,
-            content_type: self.parts.headers.get(http::header::CONTENT_TYPE),
-            content_length: body.iter().map(Bytes::len).sum(),
+            content_type,
+            content_length,
             instance_key: &key,
             tenant: self.who.as_str(),
             peer: self.peer,

@@ -316,6 +316,13 @@ impl Keeper {
                 self.tell(ProxyEvent::Refused { why }).await;
             }
             ToAgent::Nudge { id, reason } => nudge(&self.config.events, id, reason),
+            ToAgent::GuardLost => {
+                tracing::error!(pid = proxy.hello.pid, "the proxy has lost its guard, and gets another");
+                match proxy.give_guard(&self.config.exe, &self.config.state_dir).await {
+                    Ok(()) => self.tell_of_guard(proxy).await,
+                    Err(error) => tracing::error!(%error, "no guard: writes are refused"),
+                }
+            }
             ToAgent::Hello(_) | ToAgent::Ended { .. } => {}
         }
     }
@@ -328,6 +335,13 @@ impl Keeper {
             self.conclude(Ok(up));
         }
         self.tell(event).await;
+        self.tell_of_guard(proxy).await;
+    }
+
+    async fn tell_of_guard(&self, proxy: &Proxy) {
+        if let Some(guard) = proxy.guard {
+            self.tell(ProxyEvent::Guarded { pid: guard.pid }).await;
+        }
     }
 
     /// Where all who live have the activity page of this version, an older one has nothing more to say.

@@ -79,6 +79,11 @@ pub enum ProxyEvent {
         /// Requests that did not finish within 30 s, each named in proxy.log. `None`: it died before it could say.
         cut: Option<u64>,
     },
+    /// The proxy was given a guard.
+    Guarded {
+        /// Process id of the guard.
+        pid: u32,
+    },
     /// A request waits for this tenant's instance.
     Nudge {
         /// Whose.

@@ -155,6 +155,7 @@ impl<W: World> Core<W> {
         known.state = State::Starting { epoch };
         known.restart_wanted = false;
         known.unhealthy = false;
+        known.in_doubt = false;
         known.limits_pending = false;
         known.over_memory = None;
         let (slot, limits) = (known.slot, CgroupLimits::of(&known.spec.limits));
@@ -303,7 +304,9 @@ impl<W: World> Core<W> {
     pub(super) fn is_current(&self, id: &TenantId, epoch: u64, change: &Change<W::Process>) -> bool {
         let Some(known) = self.observed.known.get(id) else { return false };
         let (current, fits) = match &known.state {
-            State::Starting { epoch, .. } => (*epoch, matches!(change, Change::Spawned(_) | Change::Ready | Change::NotStarted(_))),
+            State::Starting { epoch, .. } => {
+                (*epoch, matches!(change, Change::Recovered(_) | Change::Spawned(_) | Change::Ready | Change::NotStarted(_)))
+            }
             State::Running(running) => (running.epoch, matches!(change, Change::Exited(_) | Change::OutOfMemory)),
             State::Stopping { epoch, .. } => (*epoch, matches!(change, Change::Exited(_) | Change::OutOfMemory | Change::Immortal)),
             State::Absent | State::Unknown | State::Looking => (0, false),

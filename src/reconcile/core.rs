@@ -88,7 +88,7 @@ pub struct Core<W: World> {
     /// The rows in the table are this agent's.
     settled: bool,
     pub(super) phase: Phase,
-    timers: Timers,
+    pub(super) timers: Timers,
 }
 
 /// Whether the agent is to end.
@@ -104,9 +104,9 @@ pub(super) enum Phase {
 
 /// What the loop does by the clock.
 #[derive(Debug)]
-struct Timers {
+pub(super) struct Timers {
     tick: Moment,
-    survey: Moment,
+    pub(super) survey: Moment,
     /// The next turn of the wheel of probes.
     wheel: Moment,
     /// The next look for answers to probes, where any are open.

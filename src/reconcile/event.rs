@@ -2,6 +2,7 @@
 
 use crate::{
     desired::TenantId,
+    guard::Recovered,
     instance::{binary::SqBinary, process::Exit, scan::Found, usage::Memory},
 };
 
@@ -21,6 +22,8 @@ pub enum Event<P> {
 /// How an instance changed.
 #[derive(Debug, Clone)]
 pub enum Change<P> {
+    /// Before anything else: a write to it had broken off, and the text is as it was.
+    Recovered(Recovered),
     /// The process exists; nothing is proved yet.
     Spawned(P),
     /// The keyed probe proved that this process answers on the port.
@@ -91,6 +94,8 @@ pub struct Survey {
     pub found: Vec<Found>,
     /// Memory of each, by process id.
     pub memory: Vec<(u32, Memory)>,
+    /// Tenants to whom a write broke off.
+    pub in_doubt: Vec<TenantId>,
 }
 
 /// An instance that is to be stopped.

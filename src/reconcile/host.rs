@@ -14,6 +14,7 @@ use super::{
 use crate::{
     crash_point,
     desired::{self, Desired, SqSource, TenantId},
+    guard,
     instance::{
         Process, binary,
         cgroup::{Applied, CgroupLimits},
@@ -185,7 +186,7 @@ impl World for Host {
     }
 
     fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>) {
-        let user_dirs = desired.tenants.keys().map(|id| self.user_dir(id)).collect();
+        let user_dirs = desired.tenants.keys().map(|id| (id.clone(), self.user_dir(id))).collect();
         let survey = lifecycle::survey(self.parts.state_dir.clone(), user_dirs, instances, self.reports.clone());
         let gate = self.tasks.gate();
         self.tasks.spawn(async move {
@@ -252,6 +253,13 @@ impl World for Host {
             Some(cgroups) => cgroups.apply(id, limits).map_err(|error| error.to_string()),
             None => Ok(Applied::Now),
         }
+    }
+
+    fn is_in_doubt(&mut self, id: &TenantId) -> bool {
+        guard::is_in_doubt(&self.user_dir(id)).unwrap_or_else(|error| {
+            tracing::warn!(tenant = %id, %error, "whether a write is in doubt cannot be told");
+            false
+        })
     }
 
     fn let_go(&mut self, id: &TenantId) {

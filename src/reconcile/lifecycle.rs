@@ -1,6 +1,11 @@
 //! The tasks that carry out one action each: start, drain and stop, look. They hold no decision; they report to the loop.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
@@ -11,13 +16,14 @@ use super::{
 use crate::{
     crash_point,
     desired::TenantId,
+    guard::{self, Directory, Lane, Recovered},
     instance::{
         launcher::Launcher,
         log,
         network::Network,
         ports::{self, PortState},
         probe::{self, KeyedAnswer, NotReady, ProbeError},
-        process::{Exit, Process},
+        process::{Exit, Process, boot_id},
         scan::{self, Found},
         spawn::SpawnSpec,
         stop,
@@ -55,6 +61,13 @@ pub(super) async fn start(launcher: Launcher, epoch: u64, spec: SpawnSpec, gate:
     };
     let (port, key) = (spec.port, spec.key.clone());
     let (network, born_by) = (launcher.network(), launcher.clone());
+    let user_dir = spec.user_dir.clone();
+    let doubt = tokio::task::spawn_blocking(move || recover(&user_dir)).await;
+    match doubt.map_err(|error| error.to_string()).and_then(|recovered| recovered) {
+        Ok(Some(recovered)) => report(Change::Recovered(recovered)),
+        Ok(None) => {}
+        Err(error) => return report(Change::NotStarted(NotStarted::Failed(error))),
+    }
     let spawned =
         tokio::task::spawn_blocking(move || gate.pass(|| born_by.launch(&spec).map(|process| (process, memory_kills(&born_by, &spec.id)))))
             .await;
@@ -78,6 +91,17 @@ pub(super) async fn start(launcher: Launcher, epoch: u64, spec: SpawnSpec, gate:
         }
     }
     report(end_of(&launcher, &id, kills, process.exited().await));
+}
+
+/// Nothing of the tenant runs: what a broken write left is put back now.
+fn recover(user_dir: &Path) -> Result<Option<Recovered>, String> {
+    let recovered = boot_id()
+        .map_err(|error| error.to_string())
+        .and_then(|boot_id| guard::recover(user_dir, &boot_id).map_err(|error| error.to_string()))?;
+    if recovered.is_some() {
+        crash_point::reached("start.recovered");
+    }
+    Ok(recovered)
 }
 
 /// How often the kernel has killed in the tenant's cgroup for its memory limit; 0 where that is not counted.
@@ -210,15 +234,27 @@ pub(super) async fn scan_and_look(
 /// measures those and rotates the logs on the way.
 pub(super) fn survey(
     state_dir: PathBuf,
-    user_dirs: Vec<PathBuf>,
+    user_dirs: Vec<(TenantId, PathBuf)>,
     instances: HashMap<u32, Option<Memory>>,
     reports: Reports,
 ) -> impl FnOnce() {
     move || {
-        let logs = user_dirs.into_iter().map(|dir| dir.join("sq.log")).chain(["access.log", "proxy.log"].map(|name| state_dir.join(name)));
-        for log in logs {
+        let rotate = |log: PathBuf| {
             if let Err(error) = log::rotate_if_needed(&log, LOG_MAX) {
                 tracing::warn!(log = %log.display(), %error, "a log cannot be rotated");
+            }
+        };
+        ["access.log", "proxy.log"].into_iter().for_each(|name| rotate(state_dir.join(name)));
+        let mut in_doubt = Vec::new();
+        for (id, dir) in user_dirs {
+            // Its guard reads what sq says between the begin and the end of a write. One that writes all the time is rotated some other time.
+            if log::is_due(&dir.join("sq.log"), LOG_MAX)
+                && let Some(_lane) = Directory::open(&dir).ok().and_then(|dir| Lane::try_take(&dir).ok()?)
+            {
+                rotate(dir.join("sq.log"));
+            }
+            if guard::is_in_doubt(&dir).unwrap_or(false) {
+                in_doubt.push(id);
             }
         }
         let memory = instances.iter().filter_map(|(&pid, &last)| Some((pid, usage::memory(pid, last).ok()?))).collect();
@@ -226,6 +262,6 @@ pub(super) fn survey(
             tracing::warn!(%error, "/proc cannot be read");
             Vec::new()
         });
-        let _ = reports.send(Event::Surveyed(Survey { found, memory }));
+        let _ = reports.send(Event::Surveyed(Survey { found, memory, in_doubt }));
     }
 }

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     desired::TenantId,
+    guard::Recovered,
     observed::{Known, Moment, Running, State, StopReason},
     proxy::{NudgeReason, supervisor::ProxyEvent},
     store::InstanceRecord,
@@ -30,6 +31,7 @@ impl<W: World> Core<W> {
 
     fn changed(&mut self, id: &TenantId, epoch: u64, change: Change<W::Process>, now: Moment) {
         match change {
+            Change::Recovered(recovered) => self.recovered(id, &recovered),
             Change::Spawned(process) => self.spawned(id, epoch, process),
             Change::Ready => self.ready(id, epoch, now),
             Change::NotStarted(why) => self.not_started(id, epoch, why, now),
@@ -61,6 +63,17 @@ impl<W: World> Core<W> {
             tracing::error!(tenant = %id, %error, "the instance cannot be noted; a restarted agent finds it in /proc");
         }
         self.processes.insert(id.clone(), process);
+    }
+
+    fn recovered(&mut self, id: &TenantId, recovered: &Recovered) {
+        let (Recovered::PutBack(marker) | Recovered::LeftAsItIs(marker)) = recovered;
+        let (file, request, write_epoch) = (&marker.file, &marker.request_id, marker.epoch);
+        let kind = match recovered {
+            Recovered::PutBack(_) => "write_undone",
+            Recovered::LeftAsItIs(_) => "write_in_doubt",
+        };
+        tracing::warn!(tenant = %id, file, request, write_epoch, kind, "a write broke off, and nobody was told that it was done");
+        self.note_event(Some(id), kind, &format!("{file}: request {request} of start {write_epoch}; {}", recovered.text()));
     }
 
     fn ready(&mut self, id: &TenantId, epoch: u64, now: Moment) {
@@ -209,6 +222,7 @@ impl<W: World> Core<W> {
         let memory = survey.memory.into_iter().filter_map(|(pid, bytes)| Some(((*owner.get(&pid)?).clone(), bytes))).collect();
         let strays: Vec<_> = survey.found.into_iter().filter(|found| !owner.contains_key(&found.pid) && self.is_stray(&found.id)).collect();
         self.memory = memory;
+        survey.in_doubt.iter().for_each(|id| self.doubt(id));
         if !self.world.limits_memory() {
             self.note_memory();
         }
@@ -267,11 +281,14 @@ impl<W: World> Core<W> {
                 self.proxy.pid = Some(pid);
                 self.proxy.detail = None;
             }
+            ProxyEvent::Guarded { pid } => self.world.place_proxy(pid),
             ProxyEvent::Down { exit, next_try } => {
                 tracing::error!(exit, next_try_ms = next_try.as_millis(), "proxy is down");
                 self.note_event(None, "proxy_down", &exit);
                 self.proxy.pid = None;
                 self.proxy.detail = Some(format!("down: {exit}"));
+                // It may have died over a write.
+                self.timers.survey = now;
             }
             ProxyEvent::Retired { pid, cut } => {
                 tracing::info!(pid, cut, "a replaced proxy is gone");
@@ -304,11 +321,22 @@ impl<W: World> Core<W> {
                 known.unhealthy = true;
                 self.touch(id);
             }
+            (State::Running(_), NudgeReason::InDoubt) => self.doubt(id),
             (State::Running(_), NudgeReason::Parked) => {}
             _ => {
                 self.queue.request(id);
                 self.touched.insert(id.clone());
             }
+        }
+    }
+
+    /// A write of `id` may have broken off: its instance is restarted, with the text as it was, unless somebody finished or ended that by now.
+    fn doubt(&mut self, id: &TenantId) {
+        let Some(known) = self.observed.known.get_mut(id).filter(|known| matches!(known.state, State::Running(_))) else { return };
+        if !known.in_doubt && self.world.is_in_doubt(id) {
+            tracing::warn!(tenant = %id, "a write broke off: its instance is restarted, with the text as it was");
+            known.in_doubt = true;
+            self.touch(id);
         }
     }
 

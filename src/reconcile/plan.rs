@@ -154,6 +154,8 @@ fn why_stop(
         Some(StopReason::Suspended)
     } else if known.restart_wanted {
         Some(StopReason::Asked)
+    } else if known.in_doubt {
+        Some(StopReason::InDoubt)
     } else if known.unhealthy && Budget::take(&mut budget.probe_restarts) {
         Some(StopReason::FailedProbes)
     } else if known.over_memory.is_some() && Budget::take(&mut budget.rolling) {

@@ -169,7 +169,16 @@ mod tests {
     const NOW: Moment = Moment::from_millis(10_000);
 
     fn known() -> Known {
-        let limits = Limits { memory_max: None, cpu_quota: None, rate: None, burst: 0, concurrency: 8, queue: 100, body_max: 1 };
+        let limits = Limits {
+            memory_max: None,
+            cpu_quota: None,
+            rate: None,
+            burst: 0,
+            concurrency: 8,
+            queue: 100,
+            body_max: 1,
+            durability: crate::guard::Durability::Process,
+        };
         let id = TenantId::parse("a").unwrap();
         Known::new(0, Tenant { id, tier: "free".into(), limits, suspended: false, api_keys: vec![], tokens_valid_after: 0 })
     }

@@ -40,5 +40,7 @@ fn limits(limits: &Limits) -> RouteLimits {
         concurrency: limits.reads_at_once(),
         queue: limits.queue,
         body_max: limits.body_max,
+        memory_max: limits.memory_max.unwrap_or(0),
+        durability: limits.durability,
     }
 }

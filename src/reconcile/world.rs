@@ -128,6 +128,8 @@ pub trait World {
     fn limits_memory(&self) -> bool;
     /// Holds the running instance of `id` to these limits from now on.
     fn apply_limits(&mut self, id: &TenantId, limits: &CgroupLimits) -> Result<Applied, String>;
+    /// Whether a write to `id` broke off, and nobody is about to finish it.
+    fn is_in_doubt(&mut self, id: &TenantId) -> bool;
     /// Nothing of `id` runs any more, and nothing will: its cgroup goes.
     fn let_go(&mut self, id: &TenantId);
     /// The proxy lives: it is moved to where the host's administrator expects it.

@@ -6,7 +6,7 @@
 //! Nothing here trusts a word: a reader may decode a half-written row (and throws the result away afterwards).
 
 use super::atomics::{AtomicU64, Ordering};
-use super::{Route, RouteLimits, RouteState, Row, TenantIdText};
+use super::{Durability, Route, RouteLimits, RouteState, Row, TenantIdText};
 
 /// Words in a cache line.
 pub(super) const LINE: usize = 8;
@@ -163,13 +163,38 @@ pub(super) fn limits_word(index: u16) -> usize {
 /// The words of a set of limits.
 pub(super) fn limits_words(limits: &RouteLimits) -> [u64; LIMITS_WORDS] {
     let counts = u64::from(limits.burst) | u64::from(limits.concurrency) << 32 | u64::from(limits.queue) << 48;
-    [limits.interval_ns, counts, limits.body_max, 0]
+    [limits.interval_ns, counts, limits.body_max, limits.memory_max << 8 | durability_word(limits.durability)]
+}
+
+/// 0 is what a proxy of a version without durability goes by.
+fn durability_word(durability: Durability) -> u64 {
+    match durability {
+        Durability::Process => 0,
+        Durability::Power => 1,
+        Durability::Off => 2,
+    }
+}
+
+fn durability_of(word: u64) -> Durability {
+    match word as u8 {
+        1 => Durability::Power,
+        2 => Durability::Off,
+        _ => Durability::Process,
+    }
 }
 
 fn limits_at(buffer: &[AtomicU64], index: u16) -> Option<RouteLimits> {
     // An index beyond the last lies beyond the end of the buffer.
-    let [interval_ns, counts, body_max] = words(buffer, limits_word(index))?;
-    Some(RouteLimits { interval_ns, burst: counts as u32, concurrency: (counts >> 32) as u16, queue: (counts >> 48) as u16, body_max })
+    let [interval_ns, counts, body_max, guard] = words(buffer, limits_word(index))?;
+    Some(RouteLimits {
+        interval_ns,
+        burst: counts as u32,
+        concurrency: (counts >> 32) as u16,
+        queue: (counts >> 48) as u16,
+        body_max,
+        memory_max: guard >> 8,
+        durability: durability_of(guard),
+    })
 }
 
 fn line<const N: usize>(buffer: &[AtomicU64], line: usize) -> Option<[u64; N]> {

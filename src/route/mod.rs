@@ -29,6 +29,8 @@ pub use reader::{TableReader, TenantIdText};
 pub use slot::{SlotActivity, SlotSnapshot};
 pub use writer::TableWriter;
 
+pub use crate::guard::Durability;
+
 /// The atomics of this room, in one place so that the protocol can be compiled with loom's instead.
 mod atomics {
     pub(super) use std::hint::spin_loop;
@@ -75,6 +77,10 @@ pub struct RouteLimits {
     pub queue: u16,
     /// Largest request body, bytes.
     pub body_max: u64,
+    /// Memory of the instance, bytes; 0 is no limit.
+    pub memory_max: u64,
+    /// What writes have to survive.
+    pub durability: Durability,
 }
 
 /// One tenant's row, as the agent writes it.

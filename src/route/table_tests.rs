@@ -33,7 +33,15 @@ fn table() -> Table {
 }
 
 fn limits(n: u64) -> RouteLimits {
-    RouteLimits { interval_ns: n, burst: n as u32 + 1, concurrency: 3, queue: 4, body_max: 5 + n }
+    RouteLimits {
+        interval_ns: n,
+        burst: n as u32 + 1,
+        concurrency: 3,
+        queue: 4,
+        body_max: 5 + n,
+        memory_max: 6 + n,
+        durability: [Durability::Process, Durability::Power, Durability::Off][n as usize % 3],
+    }
 }
 
 fn row(id: &str, slot: u32) -> Row {

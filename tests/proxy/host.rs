@@ -29,7 +29,15 @@ use tokio::{
 use super::{client::Client, support::DEADLINE};
 
 /// Wide enough that no test meets a limit that it does not set.
-pub const LIMITS: RouteLimits = RouteLimits { interval_ns: 0, burst: 0, concurrency: 8, queue: 64, body_max: 8 << 20 };
+pub const LIMITS: RouteLimits = RouteLimits {
+    interval_ns: 0,
+    burst: 0,
+    concurrency: 8,
+    queue: 64,
+    body_max: 8 << 20,
+    memory_max: 0,
+    durability: sq_agent::guard::Durability::Off,
+};
 
 pub struct Host {
     pub dir: TempDir,

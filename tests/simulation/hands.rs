@@ -316,6 +316,10 @@ impl World for SimWorld {
         self.act(Call::ApplyLimits, |state| Ok(if state.rng.one_in(8) { Applied::NeedsRestart } else { Applied::Now }))
     }
 
+    fn is_in_doubt(&mut self, _: &TenantId) -> bool {
+        self.state.borrow_mut().rng.one_in(2)
+    }
+
     fn let_go(&mut self, id: &TenantId) {
         self.act(Call::LetGoTenant, |state| {
             if state.procs.values().any(|proc| proc.id == *id && proc.epoch > 0) {

@@ -1,0 +1,360 @@
+//! A tenant's files as the guard sees them: `phext-data/` beside `guard/`, and in that the copies, the marker and the lane.
+//!
+//! Everything is opened below descriptors and no link is followed: what lies in `phext-data/` belongs to an instance, which is trusted with
+//! its own data and nothing else.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid},
+    io::Errno,
+};
+
+use super::{
+    group_sync::GroupSync,
+    write::{Files, Marker},
+};
+
+/// Where the copies, the marker and the lane lie, below a tenant's directory.
+pub const GUARD_DIR: &str = "guard";
+/// sq's data, below a tenant's directory.
+const DATA_DIR: &str = crate::instance::spawn::DATA_DIR;
+/// Names the write that is in doubt.
+const MARKER: &str = "marker";
+/// A marker that is being written; sq has not seen its request.
+const NEW_MARKER: &str = "marker.new";
+/// Longest marker, bytes: two names of 255, and numbers.
+const LONGEST_MARKER: u64 = 4_096;
+
+/// Why something could not be done to a tenant's files.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} {path}: {source}", path = .path.display())]
+pub struct FileError {
+    /// What was tried.
+    pub doing: &'static str,
+    /// On which file, below the tenant's directory.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+fn failed<E: Into<io::Error>>(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> FileError {
+    move |error| FileError { doing, path: path.into(), source: error.into() }
+}
+
+/// What tells a file from what it was: it changes whenever the content does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    inode: u64,
+    /// Length, bytes.
+    pub size: u64,
+    changed: (i64, i64),
+    modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        Ok(Self {
+            inode: found.ino(),
+            size: found.len(),
+            changed: (found.ctime(), found.ctime_nsec()),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
+    }
+}
+
+/// A tenant's directories, open.
+#[derive(Debug)]
+pub struct Directory {
+    user: OwnedFd,
+    data: OwnedFd,
+    guard: OwnedFd,
+}
+
+impl Directory {
+    /// Opens `user_dir`, `users/<id>`; makes the guard's directory in it where it is missing.
+    pub fn open(user_dir: &Path) -> Result<Self, FileError> {
+        let user = open_directory(CWD, user_dir.as_os_str()).map_err(failed("opening", user_dir))?;
+        Self::open_in(user)
+    }
+
+    /// The same below `users/`.
+    pub fn open_at(users: &OwnedFd, id: &crate::desired::TenantId) -> Result<Self, FileError> {
+        let user = open_directory(users, OsStr::new(id.as_str())).map_err(failed("opening", id.as_str()))?;
+        Self::open_in(user)
+    }
+
+    fn open_in(user: OwnedFd) -> Result<Self, FileError> {
+        let data = open_directory(&user, OsStr::new(DATA_DIR)).map_err(failed("opening", DATA_DIR))?;
+        let guard = match open_directory(&user, OsStr::new(GUARD_DIR)) {
+            Err(Errno::NOENT) => {
+                match rustix::fs::mkdirat(&user, GUARD_DIR, Mode::RWXU) {
+                    Err(error) if error != Errno::EXIST => return Err(failed("making", GUARD_DIR)(error)),
+                    _ => {}
+                }
+                open_directory(&user, OsStr::new(GUARD_DIR))
+            }
+            opened => opened,
+        };
+        let guard = guard.map_err(failed("opening", GUARD_DIR))?;
+        Ok(Self { user, data, guard })
+    }
+
+    /// The phexts and whatever else sq wrote.
+    pub fn data(&self) -> &OwnedFd {
+        &self.data
+    }
+
+    /// sq's log, where there is one.
+    pub(super) fn open_log(&self) -> io::Result<Option<File>> {
+        open_if_there(&self.user, crate::instance::spawn::LOG_FILE)
+    }
+
+    pub(super) fn open_lane(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.guard, name, flags, Mode::RUSR | Mode::WUSR)?)
+    }
+
+    /// Whether a marker stands.
+    pub fn is_marked(&self) -> io::Result<bool> {
+        match rustix::fs::statat(&self.guard, MARKER, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Bytes that a user without privileges may still write on this file system.
+    pub fn free(&self) -> io::Result<u64> {
+        let found = rustix::fs::fstatvfs(&self.data)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+}
+
+fn open_directory(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(parent, name, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// A regular file, never a link, and never waited for (a pipe).
+fn open_file(parent: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+}
+
+fn open_if_there(parent: &OwnedFd, name: &str) -> io::Result<Option<File>> {
+    match open_file(parent, name, OFlags::RDONLY) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes `to` the same as `from`: by sharing its blocks where the file system can, else by copying in the kernel.
+pub(crate) fn copy(from: &mut File, to: &mut File) -> io::Result<()> {
+    if rustix::fs::ioctl_ficlone(&*to, &*from).is_ok() {
+        // What was there before may have been longer.
+        return to.set_len(from.metadata()?.len());
+    }
+    from.seek(SeekFrom::Start(0))?;
+    to.seek(SeekFrom::Start(0))?;
+    // copy_file_range where that is possible.
+    let length = io::copy(from, to)?;
+    to.set_len(length)
+}
+
+/// One file of a tenant, in the lane.
+pub(super) struct Guarded<'a> {
+    directory: &'a Directory,
+    name: &'a str,
+    /// What the file was when its copy was made.
+    copied: Option<Identity>,
+    /// With whom to share a flush of the disk.
+    sync: Option<&'a GroupSync<Directory>>,
+}
+
+/// Modified at the first nanosecond of 1970: no rewrite leaves that. (Times of a file in the kernel's coarse clock stay the same for 4 ms, so
+/// a rewrite may leave everything else of an [`Identity`] as it was.)
+const UNTOUCHED: (i64, i64) = (0, 1);
+
+impl<'a> Guarded<'a> {
+    /// The file called `name`; `copied` is what it was when its copy was last made, where that is known.
+    pub(super) fn new(directory: &'a Directory, name: &'a str, copied: Option<Identity>, sync: Option<&'a GroupSync<Directory>>) -> Self {
+        Self { directory, name, copied, sync }
+    }
+
+    /// What the file was when its copy was made.
+    pub(super) fn copied(&self) -> Option<Identity> {
+        self.copied
+    }
+
+    /// The file as it stands.
+    pub(super) fn identity(&self) -> Result<Option<Identity>, FileError> {
+        let file = open_if_there(&self.directory.data, self.name).map_err(failed("opening", self.data_path()))?;
+        file.map(|file| Identity::of(&file)).transpose().map_err(failed("looking at", self.data_path()))
+    }
+
+    /// Marks the file as not touched since. Returns when it was modified.
+    pub(super) fn touch_not(&self) -> Result<Option<(i64, i64)>, FileError> {
+        let Some(found) = self.identity()? else { return Ok(None) };
+        self.set_modified(UNTOUCHED)?;
+        Ok(Some(found.modified))
+    }
+
+    /// Whether sq rewrote the file since [`Self::touch_not`].
+    pub(super) fn is_rewritten(&self) -> Result<bool, FileError> {
+        Ok(self.identity()?.is_some_and(|found| found.modified != UNTOUCHED))
+    }
+
+    /// Gives a file that was not rewritten its time back; its copy is as true as before.
+    pub(super) fn untouched(&mut self, modified: Option<(i64, i64)>) -> Result<(), FileError> {
+        if let Some(modified) = modified {
+            self.set_modified(modified)?;
+            self.copied = self.identity()?;
+        }
+        Ok(())
+    }
+
+    fn set_modified(&self, (seconds, nanoseconds): (i64, i64)) -> Result<(), FileError> {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds },
+        };
+        rustix::fs::utimensat(&self.directory.data, self.name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed("marking the time of", self.data_path()))
+    }
+
+    fn data_path(&self) -> PathBuf {
+        Path::new(DATA_DIR).join(self.name)
+    }
+
+    fn copy_path(&self) -> PathBuf {
+        Path::new(GUARD_DIR).join(self.name)
+    }
+
+    fn make_copy(&mut self, mut from: File) -> io::Result<()> {
+        let found = from.metadata()?;
+        self.copied = None;
+        let mut to = open_file(&self.directory.guard, self.name, OFlags::RDWR | OFlags::CREATE)?;
+        copy(&mut from, &mut to)?;
+        if to.metadata()?.mode() & 0o7777 != found.mode() & 0o777 {
+            rustix::fs::fchmod(&to, Mode::from_raw_mode(found.mode() & 0o777))?;
+        }
+        self.copied = Some(Identity::of(&from)?);
+        Ok(())
+    }
+
+    /// Puts the copy in the place of the file: in one step, and without needing room.
+    fn restore(&self) -> Result<(), FileError> {
+        let copy = open_file(&self.directory.guard, self.name, OFlags::RDONLY).map_err(failed("opening", self.copy_path()))?;
+        // Whose the data are: the instance's user, where it has one of its own.
+        let owner = rustix::fs::fstat(&self.directory.data).map_err(failed("looking at", DATA_DIR))?;
+        let found = copy.metadata().map_err(failed("looking at", self.copy_path()))?;
+        if (found.uid(), found.gid()) != (owner.st_uid, owner.st_gid) {
+            rustix::fs::fchown(&copy, Some(Uid::from_raw(owner.st_uid)), Some(Gid::from_raw(owner.st_gid)))
+                .map_err(failed("giving back", self.copy_path()))?;
+        }
+        rustix::fs::renameat(&self.directory.guard, self.name, &self.directory.data, self.name)
+            .map_err(failed("putting back", self.copy_path()))
+    }
+}
+
+impl Files for Guarded<'_> {
+    type Error = FileError;
+
+    fn copy(&mut self) -> Result<bool, FileError> {
+        let file = open_if_there(&self.directory.data, self.name).map_err(failed("opening", self.data_path()))?;
+        let Some(file) = file else {
+            self.copied = None;
+            return Ok(false);
+        };
+        let found = Identity::of(&file).map_err(failed("looking at", self.data_path()))?;
+        if self.copied != Some(found) {
+            self.make_copy(file).map_err(failed("copying", self.data_path()))?;
+        }
+        Ok(true)
+    }
+
+    fn mark(&mut self, marker: &Marker) -> Result<(), FileError> {
+        let write = || -> io::Result<()> {
+            let text = serde_json::to_vec(marker)?;
+            let mut file = open_file(&self.directory.guard, NEW_MARKER, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
+            file.write_all(&text)?;
+            Ok(rustix::fs::renameat(&self.directory.guard, NEW_MARKER, &self.directory.guard, MARKER)?)
+        };
+        write().map_err(failed("writing", Path::new(GUARD_DIR).join(MARKER)))
+    }
+
+    fn marker(&mut self) -> Result<Option<Marker>, FileError> {
+        marker(self.directory)
+    }
+
+    fn unmark(&mut self) -> Result<(), FileError> {
+        match rustix::fs::unlinkat(&self.directory.guard, MARKER, AtFlags::empty()) {
+            Err(error) if error != Errno::NOENT => Err(failed("removing", Path::new(GUARD_DIR).join(MARKER))(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn put_back(&mut self, marker: &Marker) -> Result<(), FileError> {
+        self.copied = None;
+        if !marker.existed {
+            return match rustix::fs::unlinkat(&self.directory.data, self.name, AtFlags::empty()) {
+                Err(error) if error != Errno::NOENT => Err(failed("removing", self.data_path())(error)),
+                _ => Ok(()),
+            };
+        }
+        match self.restore() {
+            // Put back already, by a recovery that died before it removed the marker.
+            Err(error)
+                if error.source.kind() == io::ErrorKind::NotFound && self.identity()?.is_some_and(|found| found.size == marker.size) =>
+            {
+                Ok(())
+            }
+            restored => restored,
+        }
+    }
+
+    fn copy_is_whole(&mut self, marker: &Marker) -> Result<bool, FileError> {
+        let look = || -> io::Result<bool> {
+            let Some(mut copy) = open_if_there(&self.directory.guard, self.name)? else { return Ok(false) };
+            let mut bytes = Vec::new();
+            copy.read_to_end(&mut bytes)?;
+            // What a file system makes of blocks that never reached the disk; no phext holds it.
+            Ok(bytes.len() as u64 == marker.size && !bytes.contains(&0))
+        };
+        look().map_err(failed("reading", self.copy_path()))
+    }
+
+    fn sync(&mut self) -> Result<(), FileError> {
+        let synced = match self.sync {
+            Some(group) => group.sync(self.directory),
+            None => sync_all(self.directory),
+        };
+        synced.map_err(failed("syncing", self.data_path()))
+    }
+}
+
+/// The marker that stands, if one does.
+pub(super) fn marker(directory: &Directory) -> Result<Option<Marker>, FileError> {
+    let read = || -> io::Result<Option<Marker>> {
+        let Some(file) = open_if_there(&directory.guard, MARKER)? else { return Ok(None) };
+        let mut text = Vec::new();
+        file.take(LONGEST_MARKER).read_to_end(&mut text)?;
+        Ok(Some(serde_json::from_slice(&text)?))
+    };
+    read().map_err(failed("reading", Path::new(GUARD_DIR).join(MARKER)))
+}
+
+/// Brings everything that was written on the directory's file system to the disk.
+pub(super) fn sync_all(directory: &Directory) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(&directory.data)?)
+}

@@ -1,0 +1,72 @@
+//! The guard around sq's writes: an answer of 200 that left the proxy stays true, whatever dies next.
+//!
+//! sq rewrites a phext in place, without a sync: killed between a request and its answer it leaves an empty or a cut file, and it answers 200 for
+//! what a full disk did not take (sq-facts). So each write passes through the tenant's lane alone, with a good copy and a marker beside it: see
+//! [`write`]. `users/<id>/guard/` holds the lane, the marker and the copies, out of the instance's reach.
+//!
+//! Who does what: the proxy, which reads no file, asks its guard ([`process`]) before and after each write; the agent puts back what is in
+//! doubt before it starts an instance ([`recover`]). The lane keeps the two apart.
+#![forbid(unsafe_code)]
+
+mod complaints;
+mod directory;
+mod group_sync;
+mod keeper;
+mod lane;
+pub mod process;
+mod sandbox;
+mod target;
+pub(crate) mod wire;
+pub mod write;
+
+use std::{io, path::Path, time::Duration};
+
+pub use directory::{Directory, FileError, GUARD_DIR};
+pub use lane::Lane;
+pub use target::{BadName, Call, Target};
+pub use write::{Durability, Marker, Recovered};
+
+use directory::Guarded;
+
+/// How long a recovery waits for a proxy that may be about to finish a write: sq has 35 s to answer one.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Why a doubt could not be ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// Somebody holds the lane.
+    #[error("a write of this tenant is still under way after {} s; the proxy that holds it shows in /proc/locks", PATIENCE.as_secs())]
+    Busy,
+    /// The lane's file.
+    #[error("taking the tenant's lane ({GUARD_DIR}/lane): {0}")]
+    Lane(#[from] io::Error),
+    /// The files.
+    #[error("{0}; mend that, and the file is put back at the next try")]
+    Files(#[from] FileError),
+}
+
+/// Puts back what a broken write left in doubt in `user_dir`. Nothing that writes there may live. Blocks, as a rule for some 50 µs.
+pub fn recover(user_dir: &Path, boot_id: &str) -> Result<Option<Recovered>, RecoverError> {
+    let directory = match Directory::open(user_dir) {
+        // Before the first start.
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    if !directory.is_marked()? {
+        return Ok(None);
+    }
+    let _lane = Lane::take(&directory, PATIENCE)?.ok_or(RecoverError::Busy)?;
+    // Whoever held it may have finished.
+    let Some(marker) = directory::marker(&directory)? else { return Ok(None) };
+    let mut guarded = Guarded::new(&directory, &marker.file, None, None);
+    Ok(write::recover(&mut guarded, boot_id)?)
+}
+
+/// Whether a write broke off in `user_dir` and waits to be put back: a marker stands, and nobody is about to finish.
+pub fn is_in_doubt(user_dir: &Path) -> Result<bool, FileError> {
+    let directory = Directory::open(user_dir)?;
+    let look = || -> io::Result<bool> {
+        Ok(directory.is_marked()? && Lane::try_take(&directory)?.is_some_and(|_lane| directory.is_marked().unwrap_or(true)))
+    };
+    look().map_err(|source| FileError { doing: "looking for a marker in", path: GUARD_DIR.into(), source })
+}
