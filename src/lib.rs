@@ -17,6 +17,7 @@ pub mod observed;
 pub mod proxy;
 pub mod reconcile;
 pub mod route;
+pub(crate) mod seccomp;
 pub mod secret;
 pub mod store;
 pub mod sys;

@@ -3,16 +3,23 @@
 
 mod support;
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use sq_agent::instance::{
+    Process,
     isolation::Wanted,
     launcher::{Launcher, LauncherConfig},
     limits::prepare_agent_limits,
     network::Network,
     probe,
     process::StopSignal,
-    spawn::spawn,
+    spawn::{DATA_DIR, LOG_FILE, SpawnSpec},
 };
 use support::{
     DEADLINE, free_port,
@@ -26,6 +33,26 @@ struct Pace {
     born: Duration,
     /// Processor time of all that took part: this process, the launcher, sq.
     cpu: Duration,
+}
+
+/// As the standard library starts any program: neither cgroup nor sandbox, and nobody in between.
+fn plain(spec: &SpawnSpec) -> Process {
+    let data_dir = spec.user_dir.join(DATA_DIR);
+    fs::create_dir_all(&data_dir).unwrap();
+    let log = File::create(spec.user_dir.join(LOG_FILE)).unwrap();
+    let child = Command::new(&spec.binary)
+        .args(["host", &spec.port.to_string(), "--key", &spec.key, "--data-dir"])
+        .arg(data_dir)
+        .current_dir(&spec.user_dir)
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    Process::from_child(child).unwrap()
 }
 
 /// Starts `count` instances, a few at once, and waits until each has answered.
@@ -44,7 +71,7 @@ async fn pace(launcher: Option<Launcher>, state_dir: &Path, count: u32) -> Pace 
             let (port, begun) = (spec.port, std::time::Instant::now());
             let start = move || match launcher {
                 Some(launcher) => launcher.launch(&spec).unwrap(),
-                None => spawn(&spec).unwrap(),
+                None => plain(&spec),
             };
             let sq = Sq(tokio::task::spawn_blocking(start).await.unwrap());
             let born = begun.elapsed();

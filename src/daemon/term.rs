@@ -314,7 +314,7 @@ async fn launcher(desired: &Desired) -> anyhow::Result<Launcher> {
                 cgroups: Cgroups::open(&name).map_err(Into::into),
             })
         };
-        let living = scan::scan(&state_dir).ok().and_then(|found| found.first().map(|found| found.pid));
+        let living = scan::any(&state_dir).ok().flatten().map(|found| found.pid);
         begin(living).or_else(|error| match living {
             // They cannot be proved then, and are started anew.
             Some(_) => {

@@ -41,6 +41,11 @@ impl Part {
     pub fn unwanted() -> Self {
         Self::off("isolation = \"off\" in tenants.toml", "write isolation = \"auto\"")
     }
+
+    /// Only root can start a process as another user.
+    pub(super) fn not_root() -> Self {
+        Self::off("the agent is not root, so all instances run as its own user", "run the agent as root for a user of its own each")
+    }
 }
 
 /// Which parts are to be tried: `isolation` in tenants.toml.

@@ -1,6 +1,6 @@
 //! Resource limits the agent sets on itself once, so that every child inherits them.
 //!
-//! That keeps spawning free of code between fork and exec, and lets the standard library use posix_spawn.
+//! That leaves an instance less to do between fork and exec.
 
 use std::io;
 

@@ -44,25 +44,35 @@ pub fn scan(state_dir: &Path) -> io::Result<Vec<Found>> {
 /// [`scan`] without the processes that are known by pid. A held [`super::Process`] that has not exited keeps its pid from
 /// being reused, so the regular look need not read those again: that is nearly all of its cost.
 pub fn scan_strangers(state_dir: &Path, known: impl Fn(u32) -> bool) -> io::Result<Vec<Found>> {
+    strangers(state_dir, known)?.collect()
+}
+
+/// Any one that [`scan`] finds: enough where all are alike, as in the network they live in. Nothing behind it is read.
+pub fn any(state_dir: &Path) -> io::Result<Option<Found>> {
+    strangers(state_dir, |_| false)?.next().transpose()
+}
+
+/// Reads a process only when it is asked for the next one.
+fn strangers(state_dir: &Path, known: impl Fn(u32) -> bool) -> io::Result<impl Iterator<Item = io::Result<Found>>> {
     // Instances are started with the path free of links, see spawn.
     let users = match fs::canonicalize(state_dir) {
-        Ok(path) => path.join("users"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Ok(path) => Some(path.join("users")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
+    let processes = users.is_some().then(|| fs::read_dir("/proc")).transpose()?;
+    let stranger = move |entry: io::Result<fs::DirEntry>| -> io::Result<Option<Found>> {
         let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).filter(|pid| !known(*pid)) else { continue };
-        match look(pid, &users) {
-            Ok(Some(instance)) => found.push(instance),
-            Ok(None) => {}
+        let pid = name.to_str().and_then(|name| name.parse().ok()).filter(|pid| !known(*pid));
+        let Some((pid, users)) = pid.zip(users.as_deref()) else { return Ok(None) };
+        look(pid, users).or_else(|error| match error.kind() {
             // Gone meanwhile, or another user's under hidepid.
-            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
+            io::ErrorKind::PermissionDenied => Ok(None),
+            _ if is_gone(&error) => Ok(None),
+            _ => Err(error),
+        })
+    };
+    Ok(processes.into_iter().flatten().filter_map(move |entry| stranger(entry).transpose()))
 }
 
 /// One process. The directory is held open for a candidate, since it stays with the process while a path would lead to
@@ -98,7 +108,42 @@ fn parse_command_line(line: &[u8], users: &Path) -> Option<(TenantId, u16, Strin
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        cell::RefCell,
+        process::{Child, Command, Stdio},
+    };
+
     use super::*;
+
+    /// Runs under an instance's command line until its input ends.
+    fn instance(dir: &Path, id: &str) -> Child {
+        fs::write(dir.join("host"), "read line").unwrap();
+        let data = fs::canonicalize(dir).unwrap().join("users").join(id).join(DATA_DIR);
+        let args = ["host", "10001", "--key", "k", "--data-dir", data.to_str().unwrap()];
+        Command::new("/bin/sh").args(args).current_dir(dir).stdin(Stdio::piped()).spawn().unwrap()
+    }
+
+    #[test]
+    fn any_stops_at_the_first_that_it_finds() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(any(dir.path()).unwrap(), None);
+        assert_eq!(any(&dir.path().join("missing")).unwrap(), None);
+        let mut running = ["a", "b"].map(|id| instance(dir.path(), id));
+        let found = any(dir.path()).unwrap().unwrap();
+        assert!(running.iter().any(|child| child.id() == found.pid), "{found:?}");
+        let looked_at = RefCell::new(Vec::new());
+        let known = |pid| {
+            looked_at.borrow_mut().push(pid);
+            false
+        };
+        let first = strangers(dir.path(), known).unwrap().next().unwrap().unwrap();
+        assert_eq!(looked_at.borrow().last(), Some(&first.pid), "nothing behind it is read");
+        assert_eq!(scan(dir.path()).unwrap().len(), 2);
+        for child in &mut running {
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        }
+    }
 
     fn parse(args: &[&str]) -> Option<(TenantId, u16, String)> {
         let line: String = args.iter().flat_map(|arg| [arg, "\0"]).collect();

@@ -1,14 +1,11 @@
-//! Starting one real sq.
+//! What a start of one real sq is given: its command line, and a directory that is ready for it. The start itself is the
+//! launcher's, see [`super::launcher::Launcher::launch`].
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::{
-        fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
-        process::CommandExt,
-    },
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use rustix::fs::OFlags;
@@ -35,7 +32,7 @@ pub struct SpawnSpec {
     pub key: String,
 }
 
-/// Why an instance could not be started. sq's own failures come later, as an exit.
+/// Why a tenant's directory does not let an instance start.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// A symbolic link would lead a tenant's data out of the state directory unseen.
@@ -57,14 +54,6 @@ pub enum SpawnError {
         what: &'static str,
         /// On what.
         path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The program could not be run.
-    #[error("starting {}: {error}", binary.display())]
-    Exec {
-        /// The program.
-        binary: PathBuf,
         /// What the system said.
         error: io::Error,
     },
@@ -112,32 +101,6 @@ impl Ready {
         let words = ["host", &spec.port.to_string(), "--key", &spec.key, "--data-dir"].map(str::to_owned);
         Ok([vec![text(&spec.binary)?], words.into(), vec![text(&self.data_dir)?]].concat())
     }
-}
-
-/// Starts sq in a process group of its own, with nothing inherited but limits (see [`super::limits`]): stdin from
-/// /dev/null, output appended to `sq.log`, an environment of PATH alone. Neither cgroup nor sandbox: see
-/// [`super::launcher::Launcher::launch`], which starts what is served; this is what its cost is measured against.
-///
-/// Returns once sq's image runs, not once it listens: wait with [`super::probe::until_ready`]. Blocks for about a
-/// millisecond; must run inside a tokio runtime (`spawn_blocking` will do).
-pub fn spawn(spec: &SpawnSpec) -> Result<Process, SpawnError> {
-    let ready = Ready::make(spec)?;
-    let args = ready.command_line(spec)?;
-    let Ready { user_dir, log, .. } = ready;
-    let log_again = log.try_clone().map_err(file_error("opening", &user_dir.join(LOG_FILE)))?;
-    let child = Command::new(&spec.binary)
-        .args(&args[1..])
-        .current_dir(&user_dir)
-        .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(log_again)
-        .process_group(0)
-        .spawn()
-        .map_err(|error| SpawnError::Exec { binary: spec.binary.clone(), error })?;
-    let process = Process::from_child(child).map_err(|error| SpawnError::Exec { binary: spec.binary.clone(), error })?;
-    noted(process, &user_dir)
 }
 
 /// Writes the pid file; a process that cannot be noted is ended.
@@ -196,38 +159,31 @@ mod tests {
         SpawnSpec { id, slot: 0, limits: CgroupLimits::default(), binary: "/bin/true".into(), user_dir, port: 10_001, key: "k".into() }
     }
 
-    #[tokio::test]
-    async fn a_linked_user_directory_is_refused_and_nothing_appears_behind_it() {
+    #[test]
+    fn a_linked_user_directory_is_refused_and_nothing_appears_behind_it() {
         let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let link = dir.path().join("a");
         std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
-        assert!(matches!(spawn(&spec(link)), Err(SpawnError::Symlink(_))));
+        assert!(matches!(Ready::make(&spec(link)), Err(SpawnError::Symlink(_))));
         assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     }
 
-    #[tokio::test]
-    async fn a_linked_log_is_refused() {
+    #[test]
+    fn a_linked_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let user_dir = dir.path().join("a");
         fs::create_dir(&user_dir).unwrap();
         std::os::unix::fs::symlink("/dev/full", user_dir.join(LOG_FILE)).unwrap();
-        assert!(matches!(spawn(&spec(user_dir)), Err(SpawnError::File { what: "opening", .. })));
+        assert!(matches!(Ready::make(&spec(user_dir)), Err(SpawnError::File { what: "opening", .. })));
     }
 
-    #[tokio::test]
-    async fn a_file_named_like_the_port_is_refused_since_sq_would_never_listen() {
+    #[test]
+    fn a_file_named_like_the_port_is_refused_since_sq_would_never_listen() {
         let dir = tempfile::tempdir().unwrap();
         let user_dir = dir.path().join("a");
         fs::create_dir(&user_dir).unwrap();
         fs::write(user_dir.join("10001"), "").unwrap();
-        let error = spawn(&spec(user_dir)).unwrap_err();
+        let error = Ready::make(&spec(user_dir)).err().unwrap();
         assert!(matches!(error, SpawnError::NamedLikePort(_)), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_missing_program_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let missing = SpawnSpec { binary: "/no/such/sq".into(), ..spec(dir.path().join("a")) };
-        assert!(spawn(&missing).unwrap_err().to_string().contains("/no/such/sq"));
     }
 }

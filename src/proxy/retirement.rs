@@ -48,7 +48,7 @@ impl Escort {
         }
         let cut = self.last_words(&mut proxy).await;
         let exit = proxy.gone_within(Duration::ZERO).await;
-        self.activity.slots().iter().for_each(|slot| slot.clear_side(proxy.side));
+        self.activity.clear_side(proxy.side);
         let pid = proxy.hello.pid;
         tracing::info!(pid, exit, cut, "the old proxy is gone");
         if how != Farewell::Unborn {

@@ -9,7 +9,8 @@ use nix::{
     unistd::{Gid, Uid, setgroups, setresgid, setresuid},
 };
 
-use super::seccomp::{self, SeccompError};
+use super::seccomp;
+use crate::seccomp::SeccompError;
 
 /// A step that failed. The process then does not serve: better down than open.
 #[derive(Debug, thiserror::Error)]

@@ -120,7 +120,7 @@ impl Keeper {
                     let (path, activity) = (control_path(&self.config.state_dir, side), self.config.activity.clone());
                     self.leaving.spawn(async move {
                         until_silence_ends(&path, RETIRE).await;
-                        activity.slots().iter().for_each(|slot| slot.clear_side(side));
+                        activity.clear_side(side);
                         side
                     });
                 }
@@ -143,7 +143,7 @@ impl Keeper {
 
     /// A dead proxy's side: what it counted is nobody's any more.
     fn free(&mut self, side: Side) {
-        self.config.activity.slots().iter().for_each(|slot| slot.clear_side(side));
+        self.config.activity.clear_side(side);
         self.taken[side as usize] = false;
     }
 

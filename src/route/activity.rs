@@ -8,11 +8,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::TableError;
 use super::atomics::{AtomicU64, Ordering};
 use super::layout::{HEADER_WORDS, LINE, PLACES, RETIRED};
 use super::page::{self, Kind, Page};
 use super::slot::{IN_FLIGHT, SlotActivity};
+use super::{Side, TableError};
 
 /// Slots in the page: as many as the route table has places.
 pub const SLOTS: usize = PLACES;
@@ -77,6 +77,11 @@ impl Activity {
     /// All slots, for the agent.
     pub fn slots(&self) -> &[SlotActivity] {
         self.page.slots()
+    }
+
+    /// The proxy that lived on `side` is dead: what it counted as in flight is nobody's any more. For the agent.
+    pub fn clear_side(&self, side: Side) {
+        self.slots().iter().for_each(|slot| slot.clear_side(side));
     }
 
     /// The tenant's requests in flight through every proxy there is, also through one that has a page of another version. For the agent;

@@ -20,7 +20,12 @@ use std::{
 };
 
 use rustix::process::Signal;
-use support::{host::Host, ports::PortBlock, processes::signal};
+use support::{
+    dice::{self, Dice},
+    host::Host,
+    ports::PortBlock,
+    processes::signal,
+};
 
 use crate::{
     kills::{Death, Kills},
@@ -38,23 +43,6 @@ const QUIET_WITHIN: Duration = Duration::from_secs(90);
 
 fn seconds() -> u64 {
     std::env::var("CHAOS_SECONDS").map_or(120, |n| n.parse().expect("CHAOS_SECONDS is a number"))
-}
-
-/// splitmix64: a seed gives the same numbers for ever.
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.roll() % u64::try_from(n).unwrap()).unwrap()
-    }
 }
 
 struct Chaos {
@@ -147,7 +135,7 @@ impl Chaos {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes two minutes, or CHAOS_SECONDS"]
 async fn whatever_dies_nobody_else_notices() {
-    let seed = std::env::var("SEED").map_or_else(|_| getrandom::u64().unwrap(), |seed| seed.parse().expect("SEED is a number"));
+    let seed = dice::seed();
     eprintln!("SEED={seed} (the choices, not their timing)");
     let mut host = Host::prepare_on(PortBlock::large(), |wanted| (0..TENANTS).for_each(|n| _ = wanted.add(&name(n))));
     host.launch().await;

@@ -11,10 +11,10 @@ use std::{
 use http::Method;
 
 use crate::{
-    Dice,
     kills::Kills,
     support::{
         client::{Answer, Http, Session, Upload},
+        dice::Dice,
         host::User,
         work::not_taken,
     },

@@ -2,26 +2,53 @@
 
 use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
-use http::Method;
+use http::{Method, Request};
 use sq_agent::{
     proxy::supervisor::ProxyEvent,
     route::{RouteState, Side},
     secret::Secret,
 };
+use tokio::task::JoinHandle;
 
 use super::{
     busy::Busy,
-    client::{Client, Connection, Http, full, request},
-    fake::Fake,
+    client::{Answer, AnyBody, Client, Connection, Http, full, request},
+    fake::{Fake, Seen},
     host::{Host, ready, row},
     load::{Habit, Load},
     support::{DEADLINE, eventually},
 };
 
-/// A request on its way through `client`.
-fn ask(client: &Client, http: Http, token: &str) -> tokio::task::JoinHandle<super::client::Answer> {
-    let (client, asked) = (client.clone(), request(Method::GET, token, "/api/v2/toc", full("")));
-    tokio::spawn(async move { client.ask(http, asked).await })
+/// A user, and the fake sq that answers her.
+struct Alice {
+    client: Client,
+    token: String,
+    sq: Fake,
+}
+
+impl Alice {
+    /// On a host that serves her alone.
+    async fn on_a_host() -> (Host, Self) {
+        let sq = Fake::start().await;
+        let host = Host::start(&[ready("alice", 0, sq.port)]).await;
+        let (client, token) = (host.client(), host.token("alice"));
+        (host, Self { client, token, sq })
+    }
+
+    fn request(&self) -> Request<AnyBody> {
+        request(Method::GET, &self.token, "/api/v2/toc", full(""))
+    }
+
+    /// A request of hers on its way.
+    fn ask(&self, http: Http) -> JoinHandle<Answer> {
+        let (client, asked) = (self.client.clone(), self.request());
+        tokio::spawn(async move { client.ask(http, asked).await })
+    }
+
+    /// One that her sq has, and has not answered.
+    async fn in_flight(&self, http: Http) -> (JoinHandle<Answer>, Seen) {
+        (self.ask(http), self.sq.next().await)
+    }
 }
 
 /// Waits for the end of the replaced proxy: which one it was, and what it cut.
@@ -39,19 +66,16 @@ pub async fn is_retiring(host: &Host) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_starts_a_new_proxy_and_the_old_one_finishes_what_it_has() {
-    let fake = Fake::start().await;
-    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
-    let (client, token) = (host.client(), host.token("alice"));
-    let asked = [ask(&client, Http::One, &token), ask(&client, Http::Two, &token)];
-    let seen = [fake.next().await, fake.next().await];
+    let (mut host, alice) = Alice::on_a_host().await;
+    let asked = [alice.ask(Http::One), alice.ask(Http::Two)];
+    let seen = [alice.sq.next().await, alice.sq.next().await];
     let old = host.pid;
     host.agent_that(true).await;
     let up = host.supervisor.as_mut().unwrap().up().await.unwrap();
     assert_eq!((up.pid, up.side, up.adopted), (host.pid, Side::B, false));
     assert_ne!(host.pid, old);
     is_retiring(&host).await;
-    let new = ask(&client, Http::Two, &token);
-    let in_new = fake.next().await;
+    let (new, in_new) = alice.in_flight(Http::Two).await;
     assert_eq!(host.activity.slot(0).unwrap().in_flight(), 3, "the old one's requests still count");
     for seen in seen {
         seen.answer("200 OK", "to the end").await;
@@ -70,29 +94,29 @@ async fn an_upgrade_starts_a_new_proxy_and_the_old_one_finishes_what_it_has() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kept_connection_is_told_to_end_by_its_next_answer_and_not_before() {
-    let fake = Fake::start().await;
-    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
-    let (client, token) = (host.client(), host.token("alice"));
-    let asked = || request(Method::GET, &token, "/api/v2/toc", full(""));
-    let mut kept = client.connect(Http::One).await.unwrap();
-    let first = async { kept.ask(asked()).await.unwrap() };
-    let (first, ()) = tokio::join!(first, async { fake.next().await.answer("200 OK", "1").await });
+    let (mut host, alice) = Alice::on_a_host().await;
+    let mut kept = alice.client.connect(Http::One).await.unwrap();
+    let first = async { kept.ask(alice.request()).await.unwrap() };
+    let (first, ()) = tokio::join!(first, async { alice.sq.next().await.answer("200 OK", "1").await });
     assert_eq!(first.header("connection"), "");
     // Accepted by the old proxy, but not spoken to yet.
     let fresh = tokio::net::TcpStream::connect(host.address).await.unwrap();
-    let multiplexed = client.connect(Http::Two).await.unwrap();
+    let multiplexed = alice.client.connect(Http::Two).await.unwrap();
     host.agent_that(true).await;
     is_retiring(&host).await;
-    let (second, ()) = tokio::join!(async { kept.ask(asked()).await.unwrap() }, async { fake.next().await.answer("200 OK", "2").await });
+    let (second, ()) =
+        tokio::join!(async { kept.ask(alice.request()).await.unwrap() }, async { alice.sq.next().await.answer("200 OK", "2").await });
     assert_eq!((second.header("connection"), second.text().as_str()), ("close", "2"));
     let Connection::One(sender) = kept else { panic!() };
     eventually("the connection is closed after it was said", async || sender.is_closed()).await;
-    let mut late = client.over(fresh, Http::One).await.unwrap();
-    let (late, ()) = tokio::join!(async { late.ask(asked()).await.unwrap() }, async { fake.next().await.answer("200 OK", "3").await });
+    let mut late = alice.client.over(fresh, Http::One).await.unwrap();
+    let (late, ()) =
+        tokio::join!(async { late.ask(alice.request()).await.unwrap() }, async { alice.sq.next().await.answer("200 OK", "3").await });
     assert_eq!((late.header("connection"), late.text().as_str()), ("close", "3"), "a handshake that was under way serves");
     let mut multiplexed = multiplexed;
-    let (answer, ()) =
-        tokio::join!(async { multiplexed.ask(asked()).await.unwrap() }, async { fake.next().await.answer("200 OK", "4").await });
+    let (answer, ()) = tokio::join!(async { multiplexed.ask(alice.request()).await.unwrap() }, async {
+        alice.sq.next().await.answer("200 OK", "4").await
+    });
     assert_eq!((answer.header("connection"), answer.text().as_str()), ("", "4"));
     let Connection::Two(sender) = multiplexed else { panic!() };
     eventually("GOAWAY has ended it", async || sender.is_closed()).await;
@@ -147,9 +171,7 @@ async fn replaced_again_and_again_under_load_the_proxy_fails_no_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_proxy_that_does_not_come_up_is_given_up_and_the_old_one_goes_on() {
-    let fake = Fake::start().await;
-    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
-    let (client, token) = (host.client(), host.token("alice"));
+    let (mut host, alice) = Alice::on_a_host().await;
     let mute = host.path().join("mute");
     std::fs::write(&mute, "#!/bin/sh\nexec sleep 60\n").unwrap();
     std::fs::set_permissions(&mute, std::fs::Permissions::from_mode(0o700)).unwrap();
@@ -160,16 +182,15 @@ async fn a_new_proxy_that_does_not_come_up_is_given_up_and_the_old_one_goes_on()
     for (exe, settings, why) in
         [("/bin/false".into(), good.clone(), "exit status: 1"), (mute, good.clone(), "it did not"), (us, Arc::new(bad), "private key")]
     {
-        let kept = ask(&client, Http::Two, &token);
-        let seen = fake.next().await;
+        let (kept, seen) = alice.in_flight(Http::Two).await;
         host.settings.send_replace(settings);
         host.agent_begins(&exe, true).await;
         let not_up = host.supervisor.as_mut().unwrap().up().await.unwrap_err();
         assert!(not_up.why.contains(why) && not_up.still_serving == Some(host.pid), "{not_up:?}");
         seen.answer("200 OK", "unharmed").await;
         assert_eq!(kept.await.unwrap().text(), "unharmed");
-        let after = ask(&client, Http::One, &token);
-        fake.next().await.answer("200 OK", "still here").await;
+        let after = alice.ask(Http::One);
+        alice.sq.next().await.answer("200 OK", "still here").await;
         let after = after.await.unwrap();
         assert_eq!((after.text().as_str(), after.header("connection")), ("still here", ""));
     }
@@ -180,18 +201,15 @@ async fn a_new_proxy_that_does_not_come_up_is_given_up_and_the_old_one_goes_on()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_waits_for_the_one_before_and_everybody_is_served_meanwhile() {
-    let fake = Fake::start().await;
-    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
-    let (client, token) = (host.client(), host.token("alice"));
-    let slow = ask(&client, Http::Two, &token);
-    let seen = fake.next().await;
+    let (mut host, alice) = Alice::on_a_host().await;
+    let (slow, seen) = alice.in_flight(Http::Two).await;
     let first = host.pid;
     host.agent_that(true).await;
     let second = host.pid;
     host.agent_that(true).await;
     assert_eq!(host.pid, second, "the present one is kept until then");
-    let meanwhile = ask(&client, Http::One, &token);
-    fake.next().await.answer("200 OK", "meanwhile").await;
+    let meanwhile = alice.ask(Http::One);
+    alice.sq.next().await.answer("200 OK", "meanwhile").await;
     assert_eq!(meanwhile.await.unwrap().text(), "meanwhile");
     seen.answer("200 OK", "at last").await;
     assert_eq!(slow.await.unwrap().text(), "at last");
@@ -205,11 +223,8 @@ async fn an_upgrade_waits_for_the_one_before_and_everybody_is_served_meanwhile()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_retires_is_left_to_finish_by_the_next_agent() {
-    let fake = Fake::start().await;
-    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
-    let (client, token) = (host.client(), host.token("alice"));
-    let slow = ask(&client, Http::One, &token);
-    let seen = fake.next().await;
+    let (mut host, alice) = Alice::on_a_host().await;
+    let (slow, seen) = alice.in_flight(Http::One).await;
     let old = host.pid;
     host.agent_that(true).await;
     let new = host.pid;
@@ -225,11 +240,8 @@ async fn a_proxy_that_retires_is_left_to_finish_by_the_next_agent() {
 /// The agent died after the new proxy served and before the old one was told.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_that_serve_the_newer_is_adopted_and_the_older_retires() {
-    let fake = Fake::start().await;
-    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
-    let (client, token) = (host.client(), host.token("alice"));
-    let slow = ask(&client, Http::One, &token);
-    let seen = fake.next().await;
+    let (mut host, alice) = Alice::on_a_host().await;
+    let (slow, seen) = alice.in_flight(Http::One).await;
     let old = host.pid;
     let run = host.path().join("run");
     let (a, b, hidden) = (run.join("proxy-a.sock"), run.join("proxy-b.sock"), run.join("hidden"));
@@ -273,13 +285,11 @@ async fn a_new_proxy_that_was_never_told_anything_is_ended_and_the_old_one_goes_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_retiring_proxy_must_cut_it_names_and_counts() {
-    let fake = Fake::start().await;
-    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
-    let (client, token) = (host.client(), host.token("alice"));
+    let (mut host, Alice { client, token, sq }) = Alice::on_a_host().await;
     let cut = tokio::spawn(async move {
         client.connect(Http::One).await.unwrap().ask(request(Method::GET, &token, "/api/v2/toc?p=private", full(""))).await
     });
-    let _seen = fake.next().await;
+    let _seen = sq.next().await;
     let old = host.pid;
     host.agent_that(true).await;
     // The agent ends and leaves less than the 30 s.
@@ -295,11 +305,8 @@ async fn what_a_retiring_proxy_must_cut_it_names_and_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_proxy_that_dies_while_the_old_one_retires_is_followed_by_another_on_its_side() {
-    let fake = Fake::start().await;
-    let mut host = Host::start(&[ready("alice", 0, fake.port)]).await;
-    let (client, token) = (host.client(), host.token("alice"));
-    let slow = ask(&client, Http::One, &token);
-    let seen = fake.next().await;
+    let (mut host, alice) = Alice::on_a_host().await;
+    let (slow, seen) = alice.in_flight(Http::One).await;
     let old = host.pid;
     host.agent_that(true).await;
     super::agent::kill(host.pid);

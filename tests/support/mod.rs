@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // as in any test; the lint only knows #[test] functions
 
 pub mod client;
+pub mod dice;
 pub mod host;
 pub mod launch;
 pub mod ports;
@@ -23,15 +24,16 @@ use std::{
 };
 
 use sq_agent::{
-    desired::{SqSource, TenantId, user_dir},
+    desired::SqSource,
     instance::{
         Process, binary,
-        cgroup::CgroupLimits,
+        isolation::Wanted,
+        launcher::{Launcher, LauncherConfig},
         network::Network,
         ports::{PortState, probe_free},
         probe,
         process::StopSignal,
-        spawn::{SpawnSpec, spawn},
+        spawn::SpawnSpec,
     },
 };
 
@@ -68,7 +70,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// A real sq that ends with the test, whatever happens.
+/// A real sq in the host's network and without a sandbox, that ends with the test, whatever happens.
 pub struct Running {
     /// The process.
     pub process: Process,
@@ -81,13 +83,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Spawns one without waiting for it.
+    /// Spawns one without waiting for it, by a launcher that has this process's limits of now.
     pub fn spawn(state_dir: &Path, id: &str, key: &str, port: u16) -> Self {
-        let id = TenantId::parse(id).unwrap();
-        let user_dir = user_dir(state_dir, &id);
-        let (binary, limits) = (sq_binary(), CgroupLimits::default());
-        let process = spawn(&SpawnSpec { id, slot: 0, limits, binary, user_dir: user_dir.clone(), port, key: key.into() }).unwrap();
-        Self { process, port, key: key.into(), user_dir }
+        let launcher = Launcher::start(LauncherConfig { wanted: Wanted::NOTHING, ..launch::config(state_dir) }).unwrap();
+        let spec = SpawnSpec { key: key.into(), ..launch::spec(state_dir, id, port) };
+        let process = launcher.launch(&spec).unwrap();
+        Self { process, port, key: spec.key, user_dir: spec.user_dir }
     }
 
     /// Spawns one on a free port and waits until it answers.

@@ -15,6 +15,7 @@ use rustix::process::Signal;
 
 use crate::support::{
     client::{Http, Upload},
+    dice::{self, Dice},
     host::{Host, User},
     ports::PortBlock,
     processes::{SeenSq, lives, signal},
@@ -29,29 +30,6 @@ const AGENT_KILLS: usize = 3;
 const QUIET_WITHIN: Duration = Duration::from_secs(80);
 const READ: &str = "/api/v2/select?p=who&c=1.1.1/1.1.1/1.1.1";
 const WRITE: &str = "/api/v2/update?p=who&c=1.1.1/1.1.1/1.1.1";
-
-/// splitmix64: a seed gives the same numbers for ever.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.roll() % u64::try_from(n).unwrap()).unwrap()
-    }
-}
-
-/// `SEED`, or one from the system.
-fn seed() -> u64 {
-    let given = std::env::var("SEED").ok().map(|seed| seed.parse().expect("SEED is a number"));
-    given.unwrap_or_else(|| getrandom::u64().unwrap())
-}
 
 fn name(i: usize) -> String {
     format!("user{i:02}@example.com")
@@ -153,7 +131,7 @@ async fn read_on(users: Vec<(String, User)>, good: Arc<AtomicUsize>, done: Arc<A
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_random_edits_and_kills_end_in_what_tenants_toml_says() {
-    let seed = seed();
+    let seed = dice::seed();
     eprintln!("SEED={seed}");
     let mut host = Host::prepare_on(PortBlock::large(), |wanted| (0..TENANTS).for_each(|i| _ = wanted.add(&name(i))));
     host.launch().await;

@@ -7,7 +7,7 @@ use sq_agent::crash_point::POINTS;
 
 use crate::support::{
     host::Host,
-    processes::{ended_within, signal},
+    processes::{SeenSq, ended_within, signal},
 };
 
 const READ: &str = "/api/v2/select?p=diary&c=1.1.1/1.1.1/1.1.1";
@@ -132,16 +132,22 @@ async fn an_agent_killed_in_a_roll_out_or_while_its_proxy_starts_is_followed() {
     }
 }
 
+/// A tenant with a text, and what serves it, under an agent that dies at `point` once it is upgraded, or its new program does.
+async fn to_be_upgraded(point: &str) -> (Host, Vec<SeenSq>) {
+    let mut host = Host::start(&["ada"]).await;
+    assert_eq!(host.user("ada").post(WRITE, b"ada").await.status, 200, "{point}");
+    let before = host.instances();
+    host.end_agent(Signal::KILL);
+    host.spawn_agent_that_dies_at(point);
+    host.settled().await;
+    (host, before)
+}
+
 /// A new program that dies at `point` leaves the old one where it was; where it had taken over already, somebody serves.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_program_killed_at_any_step_of_an_upgrade_is_given_up() {
     for point in ["heir.ready", "heir.inherited", "proxy.spawned", "proxy.serves", "heir.settled"] {
-        let mut host = Host::start(&["ada"]).await;
-        assert_eq!(host.user("ada").post(WRITE, b"ada").await.status, 200, "{point}");
-        let before = host.instances();
-        host.end_agent(Signal::KILL);
-        host.spawn_agent_that_dies_at(point);
-        host.settled().await;
+        let (host, before) = to_be_upgraded(point).await;
         let agent = host.agent_pid();
         let ran = host.cli(&["upgrade"]);
         assert_eq!(ran.code, 1, "{point}: {}\n{}", ran.out, host.account());
@@ -158,12 +164,7 @@ async fn a_new_program_killed_at_any_step_of_an_upgrade_is_given_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_program_killed_while_it_hands_over_leaves_the_new_one() {
     for point in ["holder.gave", "holder.followed", "heir.done"] {
-        let mut host = Host::start(&["ada"]).await;
-        assert_eq!(host.user("ada").post(WRITE, b"ada").await.status, 200, "{point}");
-        let before = host.instances();
-        host.end_agent(Signal::KILL);
-        host.spawn_agent_that_dies_at(point);
-        host.settled().await;
+        let (mut host, before) = to_be_upgraded(point).await;
         let old = host.agent_pid();
         host.cli(&["upgrade"]);
         let status = match point {

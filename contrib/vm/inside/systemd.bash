@@ -20,7 +20,7 @@ pids() { status | jq -c '[.tenants[].pid]'; }
 as() {
   local path=$1
   shift
-  curl --silent --cacert /var/lib/sq/tls/cert.pem --header "Authorization: Bearer $(cat /root/token)" --max-time 30 \
+  curl --silent --cacert /var/lib/sq/tls/cert.pem --header "Authorization: Bearer $(cat /var/tmp/token)" --max-time 30 \
     --write-out '%{stderr}%{http_code}' "$@" "https://127.0.0.1$path" 2>/tmp/code
   [ "$(tail -c 3 /tmp/code)" = 200 ] || echo " ($(tail -c 3 /tmp/code))"
 }
@@ -40,7 +40,7 @@ finish() {
 start_requests() {
   rm -f /tmp/stop /tmp/asked
   (while [ ! -e /tmp/stop ]; do
-    curl --silent --cacert /var/lib/sq/tls/cert.pem --header "Authorization: Bearer $(cat /root/token)" --max-time 30 --output /dev/null \
+    curl --silent --cacert /var/lib/sq/tls/cert.pem --header "Authorization: Bearer $(cat /var/tmp/token)" --max-time 30 --output /dev/null \
       --write-out '%{http_code}\n' "https://127.0.0.1/api/v2/select?$page" >>/tmp/asked
   done) &
 }
@@ -109,7 +109,7 @@ first_boot() {
   succeeds 'the unit starts' systemctl enable --now --quiet $unit
   [ $failed = 0 ] || finish
   time_to_ready 'first start'
-  sq-agent token --ttl 7d --sub $first >/root/token
+  sq-agent token --ttl 7d --sub $first >/var/tmp/token
   text='written before all of it'
   write "$text"
   is 'a tenant is served on port 443' "$text" "$(read_back)"

@@ -304,10 +304,7 @@ fn own_user(config: &LauncherConfig) -> Part {
         return Part::unwanted();
     }
     if !rustix::process::geteuid().is_root() {
-        return Part::off(
-            "the agent is not root, so all instances run as its own user",
-            "run the agent as root for a user of its own each",
-        );
+        return Part::not_root();
     }
     match owner::make_passable(&config.state_dir).and_then(|()| owner::closed_to_others(&config.state_dir)) {
         Ok(None) => Part::on(),

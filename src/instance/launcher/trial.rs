@@ -49,15 +49,11 @@ pub(super) fn hold(thread: &SingleThread, wanted: Parts, own_user: Option<u32>) 
 
 fn attempt(wanted: Parts, own_user: Option<u32>) -> Tried {
     let unless_unwanted = |wanted: bool, trial: &mut dyn FnMut() -> Part| if wanted { trial() } else { Part::unwanted() };
-    let user = own_user.map_or_else(not_root, become_user);
+    let user = own_user.map_or_else(Part::not_root, become_user);
     let privileges = unless_unwanted(wanted.privileges, &mut give_up);
     let landlock = unless_unwanted(wanted.landlock, &mut restrict);
     let seccomp = unless_unwanted(wanted.seccomp, &mut filter);
     Tried { privileges, landlock, seccomp, user }
-}
-
-fn not_root() -> Part {
-    Part::off("the agent is not root, so all instances run as its own user", "run the agent as root for a user of its own each")
 }
 
 fn become_user(user: u32) -> Part {
