@@ -93,7 +93,7 @@ fn every_key_is_read_and_changes_what_is_desired() {
             (_, Kind::List(_)) if key.name == "listen" => "[\"127.0.0.1:7\"]",
             (_, Kind::List(_)) => "[]",
             (_, Kind::Url) => "\"https://other\"",
-            (_, Kind::Isolation) => "\"off\"",
+            (_, Kind::Isolation | Kind::Durability) => "\"off\"",
             (_, Kind::Algorithm) => "\"EdDSA\"",
             (name, kind) => panic!("no other value for {name}: {kind:?}"),
         };
