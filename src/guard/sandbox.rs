@@ -1,13 +1,16 @@
-//! What the guard gives up: everything but the tenants' files.
+//! What the guard gives up: everything but the tenants' files. No network, no process, no file elsewhere.
 
 use landlock::{ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope, make_bitflags};
+use libc::c_long;
 use nix::sys::{
     prctl,
     resource::{Resource, setrlimit},
 };
 use rustix::fd::{AsFd, OwnedFd};
 
-/// A step that failed.
+use crate::seccomp::{AllowList, SeccompError, bits, equals, zero};
+
+/// A step that failed. The process then does not work: better no writes than one that may do more than it should.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what}: {why}")]
 pub struct SandboxError {
@@ -18,6 +21,29 @@ pub struct SandboxError {
 fn step<T, E: ToString>(what: &'static str, result: Result<T, E>) -> Result<T, SandboxError> {
     result.map_err(|error| SandboxError { what, why: error.to_string() })
 }
+
+/// What it calls beside that which every filter allows: Landlock says which files these reach.
+const CALLS: &[c_long] = &[
+    libc::SYS_openat,
+    libc::SYS_mkdirat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_unlinkat,
+    libc::SYS_ftruncate,
+    libc::SYS_fchmod,
+    libc::SYS_fchown,
+    libc::SYS_utimensat,
+    libc::SYS_fstatfs,
+    libc::SYS_flock,
+    libc::SYS_syncfs,
+    // How a file is copied: the first two where the file systems allow it.
+    libc::SYS_copy_file_range,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
+];
+
+/// Its only ioctl: to share a file's blocks (FICLONE; linux/fs.h).
+const FICLONE: u32 = 0x4004_9409;
 
 /// What it does below `users/`: it reads, writes, makes, renames and removes files, and makes the guard's directories.
 const FILES: BitFlags<AccessFs> =
@@ -33,7 +59,25 @@ pub(super) fn enter(users: &OwnedFd) -> Result<(), SandboxError> {
     step("become undumpable", prctl::set_dumpable(false))?;
     drop_capabilities()?;
     step("set no_new_privs", prctl::set_no_new_privs())?;
-    step("restrict itself by Landlock", landlock(users))
+    step("restrict itself by Landlock", landlock(users))?;
+    step("filter its system calls", filter(std::process::id()))
+}
+
+fn filter(pid: u32) -> Result<(), SeccompError> {
+    let not_executable = || bits(2, libc::PROT_EXEC, 0);
+    AllowList::common()?
+        .always(CALLS)
+        .only_if(libc::SYS_ioctl, vec![equals(1, FICLONE)?])?
+        .only_if(libc::SYS_mmap, vec![not_executable()?])?
+        .only_if(libc::SYS_mprotect, vec![not_executable()?])?
+        // To its proxy, and to nobody by address.
+        .only_if(libc::SYS_sendto, vec![zero(4)?])?
+        // abort() raises its signal in this way.
+        .only_if(libc::SYS_tgkill, vec![equals(0, pid)?])?
+        // The name of a thread.
+        .only_if(libc::SYS_prctl, vec![equals(0, libc::PR_SET_NAME as u32)?])?
+        .compile()?
+        .apply()
 }
 
 fn drop_capabilities() -> Result<(), SandboxError> {
@@ -58,4 +102,46 @@ fn landlock(users: &OwnedFd) -> Result<(), landlock::RulesetError> {
         .add_rule(PathBeneath::new(users.as_fd(), FILES))?
         .restrict_self()
         .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io, net::TcpStream, process::Command, thread};
+
+    use super::*;
+    use crate::guard::Directory;
+
+    /// Landlock and the filter hold for one thread, so a thread of its own can try them.
+    #[test]
+    fn a_guard_reaches_the_tenants_files_and_nothing_else() {
+        let (users, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(users.path().join("a/phext-data")).unwrap();
+        fs::write(elsewhere.path().join("secret"), "x").unwrap();
+        thread::spawn(move || {
+            let directory: OwnedFd = fs::File::open(users.path()).unwrap().into();
+            landlock(&directory).unwrap();
+            filter(std::process::id()).unwrap();
+            assert!(fs::read(elsewhere.path().join("secret")).is_err(), "another file");
+            assert!(fs::read("/etc/passwd").is_err(), "the host's files");
+            assert!(TcpStream::connect("127.0.0.1:1").is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)), "the network");
+            assert!(Command::new("/bin/true").spawn().is_err(), "a process");
+            assert!(std::os::unix::fs::symlink("/etc", users.path().join("a/link")).is_err(), "a link");
+            let directory = Directory::open_at(&directory, &crate::desired::TenantId::parse("a").unwrap()).unwrap();
+            let _lane = crate::guard::Lane::try_take(&directory).unwrap().unwrap();
+            let (from, to) = (users.path().join("a/phext-data/x.phext"), users.path().join("a/guard/x.phext"));
+            fs::write(&from, "text").unwrap();
+            let copy = || -> io::Result<()> {
+                let mut to = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&to)?;
+                super::super::directory::copy(&mut fs::File::open(&from)?, &mut to)
+            };
+            copy().unwrap();
+            rustix::fs::renameat(rustix::fs::CWD, &to, rustix::fs::CWD, &from).unwrap();
+            assert_eq!(fs::read_to_string(&from).unwrap(), "text");
+            directory.free().unwrap();
+            super::super::directory::sync_all(&directory).unwrap();
+            thread::spawn(|| ()).join().unwrap();
+        })
+        .join()
+        .unwrap();
+    }
 }
