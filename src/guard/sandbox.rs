@@ -25,6 +25,8 @@ fn step<T, E: ToString>(what: &'static str, result: Result<T, E>) -> Result<T, S
 /// What it calls beside that which every filter allows: Landlock says which files these reach.
 const CALLS: &[c_long] = &[
     libc::SYS_openat,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
     libc::SYS_mkdirat,
     libc::SYS_renameat,
     libc::SYS_renameat2,
@@ -106,10 +108,42 @@ fn landlock(users: &OwnedFd) -> Result<(), landlock::RulesetError> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io, net::TcpStream, process::Command, thread};
+    use std::{fs, net::TcpStream, path::Path, process::Command, sync::Arc, thread};
 
-    use super::*;
-    use crate::guard::Directory;
+    use super::{
+        super::{
+            directory::sync_all,
+            group_sync::GroupSync,
+            keeper::Keeper,
+            wire::{Sent, ToGuard, ToProxy, Verdict, Write},
+        },
+        *,
+    };
+    use crate::guard::{Call, Durability};
+
+    fn a_write_that_holds_and_one_that_fails(user_dir: &Path, users: OwnedFd, durability: Durability) {
+        let keeper = Arc::new(Keeper::new(users, "boot".into(), GroupSync::new(sync_all)));
+        let phext = user_dir.join("phext-data/x.phext");
+        let answered = Sent::Answered { success: true, length: 0 };
+        let write = |ticket, text: Option<&str>| {
+            let id = crate::desired::TenantId::parse("a").unwrap();
+            let (phext_name, request_id) = ("x.phext".to_owned(), "r".to_owned());
+            let write = Write { id, phext: phext_name, call: Call::Update, epoch: 1, request_id, body: 4, memory_max: None, durability };
+            let (begun, _) = keeper.answer(ToGuard::Begin { ticket, write });
+            assert!(matches!(begun, ToProxy::Begun { .. }), "{begun:?}");
+            text.into_iter().for_each(|text| fs::write(&phext, text).unwrap());
+            let (ended, rest) = keeper.answer(ToGuard::End { ticket, sent: answered });
+            rest.into_iter().for_each(|rest| rest());
+            ended
+        };
+        let ended = write(1, Some("text"));
+        assert!(matches!(ended, ToProxy::Verdict { verdict: Verdict::Kept, .. }), "{ended:?}");
+        let ended = write(2, None);
+        assert!(matches!(ended, ToProxy::Verdict { verdict: Verdict::PutBack { .. }, .. }), "{ended:?}");
+        let (settled, _) = keeper.answer(ToGuard::Reloaded { ticket: 2, done: true });
+        assert!(matches!(settled, ToProxy::Settled { undone: true, .. }), "{settled:?}");
+        assert_eq!(fs::read_to_string(&phext).unwrap(), "text");
+    }
 
     /// Landlock and the filter hold for one thread, so a thread of its own can try them.
     #[test]
@@ -117,6 +151,7 @@ mod tests {
         let (users, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::create_dir_all(users.path().join("a/phext-data")).unwrap();
         fs::write(elsewhere.path().join("secret"), "x").unwrap();
+        fs::write(users.path().join("a/sq.log"), "").unwrap();
         thread::spawn(move || {
             let directory: OwnedFd = fs::File::open(users.path()).unwrap().into();
             landlock(&directory).unwrap();
@@ -126,19 +161,9 @@ mod tests {
             assert!(TcpStream::connect("127.0.0.1:1").is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)), "the network");
             assert!(Command::new("/bin/true").spawn().is_err(), "a process");
             assert!(std::os::unix::fs::symlink("/etc", users.path().join("a/link")).is_err(), "a link");
-            let directory = Directory::open_at(&directory, &crate::desired::TenantId::parse("a").unwrap()).unwrap();
-            let _lane = crate::guard::Lane::try_take(&directory).unwrap().unwrap();
-            let (from, to) = (users.path().join("a/phext-data/x.phext"), users.path().join("a/guard/x.phext"));
-            fs::write(&from, "text").unwrap();
-            let copy = || -> io::Result<()> {
-                let mut to = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&to)?;
-                super::super::directory::copy(&mut fs::File::open(&from)?, &mut to)
-            };
-            copy().unwrap();
-            rustix::fs::renameat(rustix::fs::CWD, &to, rustix::fs::CWD, &from).unwrap();
-            assert_eq!(fs::read_to_string(&from).unwrap(), "text");
-            directory.free().unwrap();
-            super::super::directory::sync_all(&directory).unwrap();
+            for durability in [Durability::Process, Durability::Power] {
+                a_write_that_holds_and_one_that_fails(&users.path().join("a"), directory.try_clone().unwrap(), durability);
+            }
             thread::spawn(|| ()).join().unwrap();
         })
         .join()
