@@ -98,6 +98,9 @@ pub struct TenantStatus {
     pub restarts: u64,
     /// How the last instance ended.
     pub last_exit: Option<String>,
+    /// The last write that broke off, and what became of it.
+    #[serde(default)]
+    pub last_undone: Option<String>,
     /// When this instance started, RFC 3339.
     pub started_at: Option<String>,
     /// Proportional set size of the instance at the last look, bytes.

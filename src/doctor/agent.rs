@@ -115,6 +115,7 @@ mod tests {
             epoch: 1,
             restarts: 0,
             last_exit: None,
+            last_undone: None,
             started_at: None,
             memory_bytes: None,
             requests: 0,

@@ -48,6 +48,8 @@ pub struct Known {
     pub unhealthy: bool,
     /// A write to it broke off, and what that left is put back before the next start.
     pub in_doubt: bool,
+    /// The latest write that broke off and was put back: before which start, and in words.
+    pub undone: Option<(u64, String)>,
     /// Its limits changed to what the running instance cannot be held to: it uses too much.
     pub limits_pending: bool,
     /// It used more memory than its limit at the last look, bytes, where the kernel does not hold it to that.
@@ -78,6 +80,7 @@ impl Known {
             restart_wanted: false,
             unhealthy: false,
             in_doubt: false,
+            undone: None,
             limits_pending: false,
             over_memory: None,
             back_off: BackOff::default(),

@@ -73,7 +73,11 @@ impl<W: World> Core<W> {
             Recovered::LeftAsItIs(_) => "write_in_doubt",
         };
         tracing::warn!(tenant = %id, file, request, write_epoch, kind, "a write broke off, and nobody was told that it was done");
-        self.note_event(Some(id), kind, &format!("{file}: request {request} of start {write_epoch}; {}", recovered.text()));
+        let text = format!("{file}: request {request} of start {write_epoch}; {}", recovered.text());
+        self.note_event(Some(id), kind, &text);
+        if let Some(known) = self.observed.known.get_mut(id) {
+            known.undone = Some((known.epoch, text));
+        }
     }
 
     fn ready(&mut self, id: &TenantId, epoch: u64, now: Moment) {

@@ -103,6 +103,7 @@ impl<W: World> Core<W> {
             epoch: known.epoch,
             restarts: known.restarts,
             last_exit: known.last_exit.clone(),
+            last_undone: known.undone.as_ref().map(|(_, text)| text.clone()),
             started_at: running.filter(|running| running.started_at > 0).map(|running| {
                 humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(running.started_at)).to_string()
             }),
@@ -133,7 +134,10 @@ fn state_word(state: RouteState) -> &'static str {
 fn detail(known: &Known, held: bool, waits_for_program: bool, log: &str, now: Moment) -> String {
     let base = match &known.state {
         State::Running(_) if known.unhealthy => "does not answer probes; waits for its restart".to_owned(),
-        State::Running(_) => "answers".to_owned(),
+        State::Running(running) => match &known.undone {
+            Some((epoch, text)) if *epoch == running.epoch => format!("answers; a write broke off before this start: {text}"),
+            _ => "answers".to_owned(),
+        },
         State::Starting { .. } => "starting; requests wait".to_owned(),
         State::Stopping { why, .. } => format!("draining: {}", why.text()),
         State::Unknown | State::Looking => "looking whether an instance of it lives".to_owned(),

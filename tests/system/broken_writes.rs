@@ -78,6 +78,8 @@ async fn an_sq_that_dies_over_a_write_leaves_the_text_as_it_was_and_the_client_i
     assert!(answer.headers.contains_key("retry-after"));
     broken.is_as_before().await;
     assert!(broken.host.logged().contains("write_undone"), "{}", broken.host.logged());
+    let status = broken.host.status().unwrap();
+    assert!(tenant(&status, "ada").last_undone.as_ref().is_some_and(|text| text.contains("diary.phext")), "{status:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
