@@ -25,7 +25,7 @@ use crate::{
     support::{
         dice::Dice,
         host::Host,
-        processes::{ended_within, freeze, lives, signal},
+        processes::{ended_within, lives, signal},
     },
     tally::Tally,
 };
@@ -64,8 +64,12 @@ impl Victim {
         Duration::from_micros(dice.below(usize::try_from(usual * 5 / 4 + 1).unwrap()) as u64)
     }
 
+    /// Its instance, if that lives: process ids come round within minutes, so its command line has to be that of this tenant's.
     fn pid(&self) -> Option<u32> {
-        fs::read_to_string(self.user_dir.join("sq.pid")).ok()?.trim().parse().ok().filter(|&pid| lives(pid))
+        let pid = fs::read_to_string(self.user_dir.join("sq.pid")).ok()?.trim().parse().ok()?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let dir = self.user_dir.to_str().unwrap();
+        String::from_utf8_lossy(&line).contains(dir).then_some(pid)
     }
 
     /// Length of the first phext.
@@ -160,7 +164,8 @@ impl Stalker {
                 "SIGTERM of an sq"
             }
             70..=84 => {
-                freeze(pid);
+                // It may be about to end by itself.
+                signal(pid, Signal::STOP);
                 let some = self.dice.below(150);
                 pause(Duration::from_millis(some as u64));
                 signal(pid, Signal::KILL);

@@ -3,7 +3,7 @@
 //!
 //! `TORTURE_KILLS=10000 cargo test --release --test torture -- --ignored --nocapture` is the full one; 500 kills without the variable.
 //! `TORTURE_SECONDS` ends the killing sooner. `SEED` repeats the choices, not their timing.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)] // the lints only know #[test] functions
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)] // the lints only know #[test] functions
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -13,6 +13,7 @@ mod house;
 mod killers;
 mod memory;
 mod model;
+mod power;
 mod road;
 mod tally;
 mod writers;

@@ -65,6 +65,20 @@ pub(crate) struct Replaced {
 }
 
 impl Replaced {
+    /// What is known after these reports, and perhaps as many as `unreported` writes more.
+    pub(crate) fn reported(reports: Vec<(u64, Fate)>, unreported: u64) -> Self {
+        let mut replaced = Self::default();
+        for (number, fate) in reports {
+            replaced.note(number, fate);
+            replaced.next = replaced.next.max(number);
+        }
+        for _ in 0..unreported {
+            let number = replaced.next();
+            replaced.note(number, Fate::Unknown);
+        }
+        replaced
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -100,6 +114,17 @@ pub(crate) struct Appended {
 }
 
 impl Appended {
+    /// See [`Replaced::reported`].
+    pub(crate) fn reported(reports: Vec<(u64, Fate)>, unreported: u64) -> Self {
+        let mut appended =
+            Self { next: reports.iter().map(|(number, _)| *number).max().unwrap_or(0), fates: reports.into_iter().collect() };
+        for _ in 0..unreported {
+            let number = appended.next();
+            appended.note(number, Fate::Unknown);
+        }
+        appended
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.next += 1;
         self.next

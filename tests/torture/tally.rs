@@ -100,6 +100,13 @@ impl Tally {
         self.faults.lock().unwrap().iter().filter(|(of, _)| *of == fault).count()
     }
 
+    /// One a line.
+    pub(crate) fn print_faults(&self) {
+        for (fault, what) in &*self.faults.lock().unwrap() {
+            println!("FAULT {fault:?} {what}");
+        }
+    }
+
     pub(crate) fn assert_good(&self) {
         let faults = self.faults.lock().unwrap();
         assert!(faults.is_empty(), "{faults:#?}");

@@ -10,6 +10,7 @@ use http::Method;
 use crate::{
     killers::Victim,
     model::{Appended, Fate, Replaced, Size, numbered, token},
+    power::Diary,
     road::{Road, Said},
     support::dice::Dice,
     tally::{Fault, Tally},
@@ -61,13 +62,25 @@ pub(crate) struct Writer {
     replaced: Replaced,
     /// One after the other: the last one is written to.
     appended: Vec<Appended>,
+    diary: Option<Diary>,
 }
 
 impl Writer {
     pub(crate) fn new(tenant: usize, kind: Kind, road: Road, victim: Arc<Victim>, tally: Arc<Tally>, seed: u64) -> Self {
         let ballast = victim.size.ballast(tenant);
         let dice = Dice(seed ^ ((tenant as u64) << 8 | kind as u64));
-        Self { tenant, kind, road, victim, tally, dice, ballast, replaced: Replaced::default(), appended: vec![Appended::default()] }
+        Self {
+            tenant,
+            kind,
+            road,
+            victim,
+            tally,
+            dice,
+            ballast,
+            replaced: Replaced::default(),
+            appended: vec![Appended::default()],
+            diary: None,
+        }
     }
 
     fn target(&self, call: &str, coordinate: &str) -> String {
@@ -84,6 +97,34 @@ impl Writer {
     pub(crate) fn forget(&mut self) {
         self.replaced = Replaced::default();
         self.appended = vec![Appended::default()];
+    }
+
+    /// What earlier writers reported.
+    pub(crate) fn remember(&mut self, replaced: Replaced, appended: Vec<Appended>) {
+        self.replaced = replaced;
+        self.appended = appended;
+        self.appended.push(Appended::default());
+    }
+
+    /// Each answer is reported from here on.
+    pub(crate) fn report_to(&mut self, diary: Diary) {
+        self.diary = Some(diary);
+    }
+
+    fn report(&self, number: u64, fate: Fate) {
+        if let Some(diary) = &self.diary {
+            let what = if self.kind == Kind::Replaces { "replaced".to_owned() } else { format!("appended-{}", self.appended.len()) };
+            diary.note(self.tenant, &what, number, fate);
+        }
+    }
+
+    /// Until the tenant answers.
+    pub(crate) async fn wait(&mut self, patience: Duration) {
+        let began = Instant::now();
+        while self.road.send(Method::GET, "/api/v2/version?p=torture", "").await.is_none_or(|said| said.status != 200) {
+            assert!(began.elapsed() < patience, "tenant {} is not there", self.tenant);
+            tokio::time::sleep(PAUSE).await; // a start takes a while
+        }
     }
 
     /// Until the tally is done; looks at what is there after each kill.
@@ -110,6 +151,7 @@ impl Writer {
                 let text = numbered(number, self.length());
                 let said = self.road.send(Method::POST, &self.target("update", REPLACED), &text).await;
                 self.replaced.note(number, fate(said.as_ref()));
+                self.report(number, fate(said.as_ref()));
                 said
             }
             Kind::Appends | Kind::AppendsElsewhere => {
@@ -120,6 +162,7 @@ impl Writer {
                 let number = self.appended.last_mut().unwrap().next();
                 let said = self.road.send(Method::POST, &target, &token(number)).await;
                 self.appended.last_mut().unwrap().note(number, fate(said.as_ref()));
+                self.report(number, fate(said.as_ref()));
                 said
             }
         };
