@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{
@@ -72,6 +73,15 @@ impl Victim {
         String::from_utf8_lossy(&line).contains(dir).then_some(pid)
     }
 
+    fn marker(&self) -> PathBuf {
+        self.user_dir.join(GUARD_DIR).join("marker")
+    }
+
+    fn is_marked(&self) -> bool {
+        let mut first = [0];
+        fs::File::open(self.marker()).is_ok_and(|mut marker| marker.read(&mut first).is_ok_and(|length| length == 1 && first != [0]))
+    }
+
     /// Length of the first phext.
     pub(crate) fn file_length(&self) -> Option<u64> {
         fs::metadata(self.user_dir.join("phext-data/torture.phext")).map(|found| found.len()).ok()
@@ -99,10 +109,10 @@ pub(crate) fn stalk(victim: &Arc<Victim>, tally: &Arc<Tally>, seed: u64) -> Join
     std::thread::spawn(move || Stalker { markers: markers(&victim), victim, tally, dice: Dice(seed) }.stalk())
 }
 
-/// What is moved to a name in the guard's directory: its markers.
+/// When the marker of a write is set or cleared.
 fn markers(victim: &Victim) -> OwnedFd {
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
-    inotify::add_watch(&watch, victim.user_dir.join(GUARD_DIR), inotify::WatchFlags::MOVED_TO).unwrap();
+    inotify::add_watch(&watch, victim.marker(), inotify::WatchFlags::MODIFY).unwrap();
     watch
 }
 
@@ -124,7 +134,6 @@ impl Stalker {
             self.victim.down.store(false, Ordering::Relaxed);
             // Not always in mid-write: before a marker and after it there is something to break as well.
             if self.dice.below(10) < 8 {
-                self.forget_markers();
                 if !self.marker_within(Duration::from_secs(2)) {
                     continue;
                 }
@@ -148,8 +157,16 @@ impl Stalker {
     }
 
     fn marker_within(&self, patience: Duration) -> bool {
-        let timeout = Timespec { tv_sec: patience.as_secs().try_into().unwrap(), tv_nsec: patience.subsec_nanos().into() };
-        poll(&mut [PollFd::new(&self.markers, PollFlags::IN)], Some(&timeout)).unwrap() > 0
+        let end = Instant::now() + patience;
+        while !self.victim.is_marked() {
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs().try_into().unwrap(), tv_nsec: left.subsec_nanos().into() };
+            if poll(&mut [PollFd::new(&self.markers, PollFlags::IN)], Some(&timeout)).unwrap() == 0 {
+                return false;
+            }
+            self.forget_markers();
+        }
+        true
     }
 
     /// Returns once it is dead.
