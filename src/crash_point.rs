@@ -8,36 +8,37 @@
 pub const VARIABLE: &str = "SQ_AGENT_CRASH_AT";
 
 /// Every place, in the order of a life.
-pub const POINTS: [&str; 29] = [
-    "file.kept",       // tenants.toml is in force, its last good copy kept
-    "take_in.noted",   // a new tenant has its slot and what is in force for it
-    "apply.noted",     // a known tenant's limits are noted
-    "start.noted",     // port, epoch and program of a start are noted, nothing is started
-    "start.directory", // its directory is made
-    "start.cgroup",    // its cgroup, where there is one, is ready
-    "start.pid_file",  // its process runs, sq.pid says so
-    "start.launched",  // nobody else has noted it
-    "start.recorded",  // it is noted
-    "start.proved",    // it answers, and no row says so
-    "publish.before",  // rows are about to change
-    "publish.after",   // they have changed
-    "adopt.looked",    // an instance of an earlier agent has proved itself
-    "adopt.watched",   // it is watched
-    "stop.drained",    // its row says draining, nothing is in flight
-    "stop.told",       // its process was told to end
-    "stop.ended",      // it has ended
-    "stop.cleared",    // that is noted
-    "remove.noted",    // a removed tenant has given up its port
-    "remove.cgroup",   // its cgroup is gone
-    "roll_out.kept",   // where a roll-out stands is kept
-    "proxy.spawned",   // a proxy process exists
-    "proxy.serves",    // it serves
-    "heir.ready",      // a new program could take over
-    "heir.inherited",  // it has the lock
-    "heir.settled",    // it has adopted everything
-    "heir.done",       // and has said so
-    "holder.gave",     // the old program has given the lock away
-    "holder.followed", // and knows that it was taken
+pub const POINTS: [&str; 30] = [
+    "file.kept",        // tenants.toml is in force, its last good copy kept
+    "take_in.noted",    // a new tenant has its slot and what is in force for it
+    "apply.noted",      // a known tenant's limits are noted
+    "recover.put_back", // what a broken write left is undone, its marker still stands
+    "start.noted",      // port, epoch and program of a start are noted, nothing is started
+    "start.directory",  // its directory is made
+    "start.cgroup",     // its cgroup, where there is one, is ready
+    "start.pid_file",   // its process runs, sq.pid says so
+    "start.launched",   // nobody else has noted it
+    "start.recorded",   // it is noted
+    "start.proved",     // it answers, and no row says so
+    "publish.before",   // rows are about to change
+    "publish.after",    // they have changed
+    "adopt.looked",     // an instance of an earlier agent has proved itself
+    "adopt.watched",    // it is watched
+    "stop.drained",     // its row says draining, nothing is in flight
+    "stop.told",        // its process was told to end
+    "stop.ended",       // it has ended
+    "stop.cleared",     // that is noted
+    "remove.noted",     // a removed tenant has given up its port
+    "remove.cgroup",    // its cgroup is gone
+    "roll_out.kept",    // where a roll-out stands is kept
+    "proxy.spawned",    // a proxy process exists
+    "proxy.serves",     // it serves
+    "heir.ready",       // a new program could take over
+    "heir.inherited",   // it has the lock
+    "heir.settled",     // it has adopted everything
+    "heir.done",        // and has said so
+    "holder.gave",      // the old program has given the lock away
+    "holder.followed",  // and knows that it was taken
 ];
 
 /// The agent has come to `point`, one of [`POINTS`].

@@ -17,6 +17,8 @@ use rustix::{
     io::Errno,
 };
 
+use crate::crash_point;
+
 use super::{
     group_sync::GroupSync,
     write::{Files, Marker},
@@ -372,6 +374,7 @@ impl Files for Guarded<'_> {
             }
             restored => restored,
         }
+        .inspect(|()| crash_point::reached("recover.put_back"))
     }
 
     fn copy_is_whole(&mut self, marker: &Marker) -> Result<bool, FileError> {

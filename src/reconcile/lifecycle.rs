@@ -95,13 +95,8 @@ pub(super) async fn start(launcher: Launcher, epoch: u64, spec: SpawnSpec, gate:
 
 /// Nothing of the tenant runs: what a broken write left is put back now.
 fn recover(user_dir: &Path) -> Result<Option<Recovered>, String> {
-    let recovered = boot_id()
-        .map_err(|error| error.to_string())
-        .and_then(|boot_id| guard::recover(user_dir, &boot_id).map_err(|error| error.to_string()))?;
-    if recovered.is_some() {
-        crash_point::reached("start.recovered");
-    }
-    Ok(recovered)
+    let boot_id = boot_id().map_err(|error| error.to_string())?;
+    guard::recover(user_dir, &boot_id).map_err(|error| error.to_string())
 }
 
 /// How often the kernel has killed in the tenant's cgroup for its memory limit; 0 where that is not counted.
