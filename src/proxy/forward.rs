@@ -84,10 +84,19 @@ pub(crate) enum Failure {
 
 /// Sends the request and reads the answer's head, and its body where it is short.
 pub(crate) async fn exchange(request: &Exchange) -> Result<Answer, Failure> {
-    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((Ipv4Addr::LOCALHOST, request.port))).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(_)) | Err(_) => return Err(Failure::Refused),
-    };
+    exchange_on(connect(request.port).await?, request).await
+}
+
+/// A connection to whoever listens on `port`.
+pub(crate) async fn connect(port: u16) -> Result<TcpStream, Failure> {
+    match timeout(CONNECT_TIMEOUT, TcpStream::connect((Ipv4Addr::LOCALHOST, port))).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(_)) | Err(_) => Err(Failure::Refused),
+    }
+}
+
+/// The same on a connection that stands.
+pub(crate) async fn exchange_on(stream: TcpStream, request: &Exchange) -> Result<Answer, Failure> {
     timeout(ANSWER_TIMEOUT, talk(stream, request)).await.map_err(|_| Failure::TimedOut)?
 }
 

@@ -1,7 +1,7 @@
 //! One write on its way to sq, with the guard before and behind it. It must run to its end, whatever becomes of the client: a task of its own.
 
 use super::{
-    forward::{Answer, Exchange, Failure, exchange},
+    forward::{Answer, Exchange, Failure, connect, exchange, exchange_on},
     guardian::{Gone, Guardian, Ticket},
     problem::Problem,
 };
@@ -36,7 +36,9 @@ pub(crate) struct Guarded {
 impl Guarded {
     /// Sends it.
     pub(crate) async fn send(&self, guardian: &Guardian, request: &Exchange) -> Result<Answer, NoAnswer> {
-        let ticket = match guardian.begin(self.write.clone()).await {
+        // sq gets its thread ready while the guard works.
+        let (begun, connected) = tokio::join!(guardian.begin(self.write.clone()), connect(request.port));
+        let ticket = match begun {
             Ok((ToProxy::Begun { reload, .. }, ticket)) => {
                 if reload && let Err(failure) = self.reload().await {
                     ticket.end(Sent::Not).await.map_err(unknown)?;
@@ -47,7 +49,10 @@ impl Guarded {
             Ok((ToProxy::Refused { why, .. }, _)) => return Err(self.refused(why)),
             Ok(_) | Err(Gone) => return Err(NoAnswer::Refused(Problem::NoGuard)),
         };
-        let answer = exchange(request).await;
+        let answer = match connected {
+            Ok(stream) => exchange_on(stream, request).await,
+            Err(failure) => Err(failure),
+        };
         let sent = match &answer {
             Ok(answer) => Sent::Answered { success: answer.status.is_success(), length: answer.length() },
             Err(Failure::Refused | Failure::WrongInstance) => Sent::Not,
