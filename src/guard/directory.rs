@@ -175,6 +175,11 @@ impl Directory {
         read().map_err(failed("reading", marker_path()))
     }
 
+    /// Clears the marker, whatever it says.
+    pub(super) fn unmark(&self) -> Result<(), FileError> {
+        self.marker.write_all_at(&[0], 0).map_err(failed("clearing", marker_path()))
+    }
+
     /// Bytes that a user without privileges may still write on this file system.
     pub fn free(&self) -> io::Result<u64> {
         let found = rustix::fs::fstatvfs(&self.data)?;
@@ -349,7 +354,7 @@ impl Files for Guarded<'_> {
     }
 
     fn unmark(&mut self) -> Result<(), FileError> {
-        self.directory.marker.write_all_at(&[0], 0).map_err(failed("clearing", marker_path()))
+        self.directory.unmark()
     }
 
     fn put_back(&mut self, marker: &Marker) -> Result<(), FileError> {

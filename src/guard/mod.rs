@@ -53,7 +53,11 @@ pub fn recover(user_dir: &Path, boot_id: &str) -> Result<Option<Recovered>, Reco
     let directory = Directory::open(user_dir)?;
     let _lane = Lane::take(&directory, PATIENCE)?.ok_or(RecoverError::Busy)?;
     // Whoever held it may have finished.
-    let Some(marker) = directory.marker()? else { return Ok(None) };
+    let Some(marker) = directory.marker()? else {
+        // One that cannot be read would refuse every write from here on.
+        directory.unmark()?;
+        return Ok(None);
+    };
     let mut guarded = Guarded::new(&directory, &marker.file, None, None);
     Ok(write::recover(&mut guarded, boot_id)?)
 }
@@ -67,4 +71,27 @@ pub fn is_in_doubt(user_dir: &Path) -> Result<bool, FileError> {
     let directory = Directory::open(user_dir)?;
     let lane = Lane::try_take(&directory).map_err(failed)?;
     Ok(lane.is_some() && directory.is_marked().map_err(failed)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Of a write, the marker had reached the disk in part when the power ended; sq never saw its request.
+    #[test]
+    fn a_marker_that_cannot_be_read_is_cleared_and_the_text_stays() {
+        for half in [&b"{\"file\": \"a.phext\", "[..], b"\xff", b"{}"] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("phext-data")).unwrap();
+            fs::write(dir.path().join("phext-data/a.phext"), "text").unwrap();
+            Directory::open(dir.path()).unwrap();
+            fs::write(dir.path().join("guard/marker"), half).unwrap();
+            assert!(is_in_doubt(dir.path()).unwrap());
+            assert_eq!(recover(dir.path(), "boot").unwrap(), None);
+            assert!(!is_in_doubt(dir.path()).unwrap(), "{half:?}");
+            assert_eq!(fs::read_to_string(dir.path().join("phext-data/a.phext")).unwrap(), "text");
+        }
+    }
 }

@@ -282,8 +282,20 @@ impl Host {
         agent.wait().unwrap().code()
     }
 
-    /// Everything of this host that lives: agent, proxies, instances.
+    /// Everything of this host that lives: agent, proxies, instances. A guard ends with its proxy, which takes it a moment.
     pub fn alive(&self) -> Vec<processes::Seen> {
+        let is_guard = |seen: &processes::Seen| seen.args.get(1).is_some_and(|arg| arg == "guard");
+        let began = Instant::now();
+        loop {
+            let alive = self.all_alive();
+            if alive.is_empty() || !alive.iter().all(is_guard) || began.elapsed() > Duration::from_secs(5) {
+                return alive;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn all_alive(&self) -> Vec<processes::Seen> {
         let proxies = self.proxies().into_iter().map(|pid| processes::Seen { pid, args: vec!["the proxy".into()] });
         processes::naming(&self.root).into_iter().chain(proxies).collect()
     }
