@@ -19,6 +19,7 @@ pub mod reconcile;
 pub mod route;
 pub(crate) mod seccomp;
 pub mod secret;
+pub mod snapshot;
 pub mod store;
 pub mod sys;
 pub mod telemetry;
