@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md explains the house; each module below is one of its rooms.
 
 pub mod admin;
+pub mod backup;
 pub mod cli;
 pub mod crash_point;
 pub mod daemon;

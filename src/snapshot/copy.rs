@@ -286,6 +286,11 @@ impl Copying<'_> {
         };
         let before = Version::of(&from)?;
         let settled = before.is_settled();
+        // Never into what is there: it may be linked from the copy before, which has to stay whole.
+        match rustix::fs::unlinkat(self.to, name, AtFlags::empty()) {
+            Err(error) if error != Errno::NOENT => return Err(error.into()),
+            _ => {}
+        }
         let mut to = guard::open_file(self.to, name, OFlags::RDWR | OFlags::CREATE)?;
         if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
             to.set_len(from.metadata()?.len())?;

@@ -7,6 +7,7 @@ mod support;
 mod agent;
 mod apart;
 mod api;
+mod backup;
 mod chaos;
 mod commands;
 mod crash_points;

@@ -1,0 +1,59 @@
+//! `sq-agent backup`.
+
+use std::{process::ExitCode, time::Duration};
+
+use crate::{
+    admin::{
+        client,
+        status::{BackupBegun, BackupStatus, Status},
+    },
+    desired::Desired,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  sq-agent backup             # also what is due beside it: a check, a test restore\n  sq-agent backup --init      # begin anew where a repository is gone for good\n\nExit: 0 all of it went well, 1 not."
+)]
+pub(super) struct Args {
+    /// Make a repository where the one of before is gone
+    #[arg(long)]
+    init: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
+    let question = if args.init { "/backup/init" } else { "/backup" };
+    let BackupBegun { run, .. } = serde_json::from_slice(&client::ask(&desired.state_dir, "POST", question)?)?;
+    let done = wait_for(run, desired)?;
+    if args.json {
+        anstream::println!("{}", serde_json::to_string(&done)?);
+    } else {
+        done.last_run.iter().for_each(|line| anstream::println!("{line}"));
+    }
+    Ok(if done.last_run_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Waits until the run of this number has ended, however long that takes.
+fn wait_for(run: u64, desired: &Desired) -> anyhow::Result<BackupStatus> {
+    loop {
+        let status: Status = serde_json::from_slice(&client::ask(&desired.state_dir, "GET", "/status")?)?;
+        let backup = status.backup.ok_or_else(|| anyhow::anyhow!("[backup] was taken out of tenants.toml meanwhile"))?;
+        if backup.finished >= run {
+            return Ok(backup);
+        }
+        // A new agent knows nothing of it.
+        anyhow::ensure!(
+            backup.running.is_some() || backup.asked.is_some(),
+            "the agent was replaced, which broke the backup off: run this again"
+        );
+        pause(Duration::from_millis(100));
+    }
+}
+
+/// A command has no runtime in which it could do something else meanwhile.
+#[allow(clippy::disallowed_methods)]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
