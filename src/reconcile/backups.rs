@@ -52,9 +52,10 @@ impl<W: World> Core<W> {
 
     fn tell(&mut self, notes: Vec<Note>) {
         for Note { kind, detail, is_alert } in notes {
-            match is_alert {
-                true => tracing::error!(kind, detail, "a backup needs somebody"),
-                false => tracing::info!(kind, detail, "a backup"),
+            match (is_alert, kind.ends_with("_failed")) {
+                (true, _) => tracing::error!(kind, detail, "the backups need somebody"),
+                (false, true) => tracing::warn!(kind, detail, "a backup"),
+                (false, false) => tracing::info!(kind, detail, "a backup"),
             }
             self.note_event(None, kind, &detail);
         }

@@ -44,7 +44,7 @@ def free_port():
 class Agent:
     """`sq-agent run` in `directory`, serving `ids` on `self.port`."""
 
-    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto"):
+    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto", more=""):
         self.directory = directory
         self.file = directory / "tenants.toml"
         self.state = directory / "state"
@@ -52,6 +52,7 @@ class Agent:
         self.port = free_port()
         self.name = f"bench-{os.getpid()}"
         self.isolation = isolation
+        self.more = more
         key = directory / "jwt.key"
         key.touch(mode=0o600)
         key.write_text(self.secret)
@@ -99,6 +100,7 @@ secret_file = "jwt.key"
 [tiers.free]
 concurrency = 64
 """
+        text += self.more
         text += "".join(f'[[tenants]]\nid = "{tenant}"\n' for tenant in self.ids)
         new = self.file.with_suffix(".new")
         new.write_text(text)
