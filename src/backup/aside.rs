@@ -11,7 +11,7 @@ use std::{
     process::Command,
 };
 
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setpriority_process};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setpriority_process, setsid};
 
 use crate::sys;
 
@@ -45,6 +45,8 @@ fn step_aside(parent: i32) -> io::Result<()> {
     if getppid().map(Pid::as_raw_pid) != Some(parent) {
         return Err(io::Error::other("whoever asked for this is gone"));
     }
+    // Without a terminal, ssh cannot stop to ask for a password, and Ctrl-C reaches the agent alone, which ends this in due form.
+    setsid()?;
     // Each of these is a courtesy: a host that does not permit it gets its backup all the same.
     let _ = setpriority_process(None, NICE);
     let _ = sys::idle_io();

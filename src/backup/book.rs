@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::tenants;
+use super::counted;
 use crate::{admin::status::BackupStatus, desired::Backup, observed::Moment};
 
 /// An agent that has just started has more urgent things to do.
@@ -308,7 +308,7 @@ impl Book {
         match &report.test_restore {
             Some(Ok(Tried { tenant, files })) => {
                 (self.kept.last_test_restore, self.kept.test_restore_error, self.kept.suspect) = (Some(unix_now), None, None);
-                notes.push(Note::told("backup_test_restored", format!("{tenant}: {files} files, the same byte for byte")));
+                notes.push(Note::told("backup_test_restored", format!("{tenant}: {}, the same byte for byte", counted(*files, "file"))));
             }
             Some(Err(Untrue::Mismatch { tenant, difference })) => {
                 let text = format!("a test restore of {tenant} did not give what was backed up: {difference}");
@@ -338,7 +338,7 @@ impl Book {
         self.not_before = now;
         let text = format!(
             "snapshot {snapshot}: {}, {copied} changed, {:.1} MB more in the repository, {:.1} s",
-            tenants(*count),
+            counted(*count, "tenant"),
             *added as f64 / 1e6,
             *took_ms as f64 / 1e3
         );

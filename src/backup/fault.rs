@@ -80,6 +80,7 @@ pub(super) fn of_exit(
     let any = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     match code {
         Some(code) if code == i32::from(aside::NOT_FOUND) => ResticError::Missing(program.into()),
+        Some(code) if code == i32::from(aside::NOT_RUN) => ResticError::Other { command: command.into(), said: said() },
         // Since restic 0.17 some causes have codes of their own; before, only words.
         Some(12) => ResticError::WrongPassword,
         Some(10) => ResticError::NoRepository(repository.into()),

@@ -35,7 +35,7 @@ const TENANTS: &str = "tenants.toml";
 /// The secret that the agent made for tokens; without it every token that was handed out would die with the host.
 const TOKEN_SECRET: &str = "jwt.key";
 
-/// `tenant`, or `tenants`.
-fn tenants(count: usize) -> String {
-    format!("{count} tenant{}", if count == 1 { "" } else { "s" })
+/// `1 tenant`, `2 tenants`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

@@ -29,7 +29,7 @@ pub enum RestoreAllError {
     #[error("tenants.toml has no [backup]: write `repository` and `password_file` under it, as on the host that was backed up")]
     NotConfigured,
     /// It would be overwritten.
-    #[error("{} holds texts of {} already: `restore --all` is for a host without any. Move that directory away first, or restore one tenant by `sq-agent restore ID`", users.display(), super::tenants(*count))]
+    #[error("{} holds texts of {} already: `restore --all` is for a host without any. Move that directory away first, or restore one tenant by `sq-agent restore ID`", users.display(), super::counted(*count, "tenant"))]
     NotEmpty {
         /// Where texts lie.
         users: PathBuf,

@@ -13,12 +13,12 @@ use super::{
     TAG,
     book::{Job, Report, Taken, Tried, Untrue},
     compare::{Comparison, compare},
+    counted,
     fault::ResticError,
     place,
     restic::{Cancel, LONGEST, Restic, host_name, make_private},
     snapshots,
     stage::{self, Staged},
-    tenants,
 };
 use crate::desired::{Backup, TenantId};
 
@@ -91,7 +91,7 @@ fn run(job: &Job, state_dir: &Path, exe: Option<PathBuf>, cancel: &Cancel) -> Re
                 Some((id, why)) => Err(format!(
                     "{} of {} could not be copied and stand in snapshot {} as they did before, the first is {id}: {why}",
                     staged.stale.len(),
-                    tenants(staged.tenants.len()),
+                    counted(staged.tenants.len(), "tenant"),
                     taken.snapshot
                 )),
             };
@@ -147,10 +147,9 @@ impl Run<'_> {
             Err(ResticError::NoRepository(at)) => return Err(ResticError::Gone(at)),
             said => said?,
         };
-        let summaries = said.lines().filter_map(|line| serde_json::from_str::<Summary>(line).ok());
+        let mut summaries = said.lines().filter_map(|line| serde_json::from_str::<Summary>(line).ok());
         summaries
-            .filter(|line| line.message_type == "summary" && !line.snapshot_id.is_empty())
-            .last()
+            .rfind(|line| line.message_type == "summary" && !line.snapshot_id.is_empty())
             .ok_or_else(|| ResticError::Other { command: "backup".into(), said: "it ended well and named no snapshot".into() })
     }
 

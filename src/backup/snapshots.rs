@@ -104,7 +104,7 @@ fn seconds(text: &str) -> Option<u64> {
     u64::try_from(i64::try_from(since.as_secs()).ok()? - minutes * 60).ok()
 }
 
-/// The last element of an id that restic takes.
+/// As much of an id as people are shown, and as restic takes.
 pub(super) fn short(id: &str) -> &str {
     id.get(..8).unwrap_or(id)
 }
