@@ -6,8 +6,8 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::MetadataExt,
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -26,12 +26,11 @@ use super::{
 pub const GUARD_DIR: &str = "guard";
 /// sq's data, below a tenant's directory.
 const DATA_DIR: &str = crate::instance::spawn::DATA_DIR;
-/// Names the write that is in doubt.
+/// Names the write that is in doubt: JSON, padded with spaces. Where none is, it begins with a zero byte. It is written in place, by one call within
+/// one page: making and removing a file would cost three entries in the file system's journal a write.
 const MARKER: &str = "marker";
-/// A marker that is being written; sq has not seen its request.
-const NEW_MARKER: &str = "marker.new";
-/// Longest marker, bytes: two names of 255, and numbers.
-const LONGEST_MARKER: u64 = 4_096;
+/// Length of the file, bytes: room for two names of 255 bytes, escaped.
+const MARKER_BYTES: usize = 2_048;
 
 /// Why something could not be done to a tenant's files.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +60,20 @@ pub(super) struct Identity {
 
 impl Identity {
     fn of(file: &File) -> io::Result<Self> {
-        let found = file.metadata()?;
-        Ok(Self {
-            inode: found.ino(),
-            size: found.len(),
-            changed: (found.ctime(), found.ctime_nsec()),
-            modified: (found.mtime(), found.mtime_nsec()),
-        })
+        Ok(Self::from(&rustix::fs::fstat(file)?))
+    }
+}
+
+impl From<&rustix::fs::Stat> for Identity {
+    #[allow(clippy::cast_sign_loss, reason = "no file is shorter than nothing")]
+    #[allow(clippy::unnecessary_cast, reason = "the types differ between processors")]
+    fn from(found: &rustix::fs::Stat) -> Self {
+        Self {
+            inode: found.st_ino,
+            size: found.st_size as u64,
+            changed: (found.st_ctime as i64, found.st_ctime_nsec as i64),
+            modified: (found.st_mtime as i64, found.st_mtime_nsec as i64),
+        }
     }
 }
 
@@ -77,6 +83,7 @@ pub struct Directory {
     user: OwnedFd,
     data: OwnedFd,
     guard: OwnedFd,
+    marker: File,
 }
 
 impl Directory {
@@ -105,7 +112,8 @@ impl Directory {
             opened => opened,
         };
         let guard = guard.map_err(failed("opening", GUARD_DIR))?;
-        Ok(Self { user, data, guard })
+        let marker = open_file(&guard, MARKER, OFlags::RDWR | OFlags::CREATE).map_err(failed("opening", marker_path()))?;
+        Ok(Self { user, data, guard, marker })
     }
 
     /// The phexts and whatever else sq wrote.
@@ -123,13 +131,46 @@ impl Directory {
         Ok(rustix::fs::openat(&self.guard, name, flags, Mode::RUSR | Mode::WUSR)?)
     }
 
+    /// Whether somebody removed or replaced these directories since they were opened.
+    pub(super) fn is_stale(&self) -> bool {
+        rustix::fs::fstat(&self.data).is_ok_and(|found| found.st_nlink == 0) || self.marker.metadata().is_ok_and(|found| found.nlink() == 0)
+    }
+
     /// Whether a marker stands.
     pub fn is_marked(&self) -> io::Result<bool> {
-        match rustix::fs::statat(&self.guard, MARKER, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(true),
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error.into()),
+        let mut first = [0];
+        Ok(self.marker.read_at(&mut first, 0)? == 1 && first != [0])
+    }
+
+    /// The same for a tenant whose directory is not open.
+    pub(super) fn is_marked_in(user_dir: &Path) -> io::Result<bool> {
+        let mut first = [0];
+        match File::open(user_dir.join(GUARD_DIR).join(MARKER)) {
+            Ok(mut marker) => Ok(marker.read(&mut first)? == 1 && first != [0]),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
         }
+    }
+
+    /// The marker that stands, if one does.
+    pub(super) fn marker(&self) -> Result<Option<Marker>, FileError> {
+        let read = || -> io::Result<Option<Marker>> {
+            let mut text = Vec::new();
+            (&self.marker).seek(SeekFrom::Start(0))?;
+            (&self.marker).take(MARKER_BYTES as u64).read_to_end(&mut text)?;
+            if text.first().is_none_or(|&first| first == 0) {
+                return Ok(None);
+            }
+            match serde_json::from_slice(&text) {
+                Ok(marker) => Ok(Some(marker)),
+                // Half of it reached the disk before the power ended: then sq never saw the request.
+                Err(error) => {
+                    tracing::error!(%error, "a marker cannot be read, and is taken for one that was never set");
+                    Ok(None)
+                }
+            }
+        };
+        read().map_err(failed("reading", marker_path()))
     }
 
     /// Bytes that a user without privileges may still write on this file system.
@@ -137,6 +178,10 @@ impl Directory {
         let found = rustix::fs::fstatvfs(&self.data)?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
+}
+
+fn marker_path() -> PathBuf {
+    Path::new(GUARD_DIR).join(MARKER)
 }
 
 fn open_directory(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
@@ -198,13 +243,16 @@ impl<'a> Guarded<'a> {
 
     /// The file as it stands.
     pub(super) fn identity(&self) -> Result<Option<Identity>, FileError> {
-        let file = open_if_there(&self.directory.data, self.name).map_err(failed("opening", self.data_path()))?;
-        file.map(|file| Identity::of(&file)).transpose().map_err(failed("looking at", self.data_path()))
+        match rustix::fs::statat(&self.directory.data, self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) => Ok(Some(Identity::from(&found))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(failed("looking at", self.data_path())(error)),
+        }
     }
 
-    /// Marks the file as not touched since. Returns when it was modified.
-    pub(super) fn touch_not(&self) -> Result<Option<(i64, i64)>, FileError> {
-        let Some(found) = self.identity()? else { return Ok(None) };
+    /// Marks the file, which stands like that, as not touched since. Returns when it was modified.
+    pub(super) fn touch_not(&self, stands: Option<Identity>) -> Result<Option<(i64, i64)>, FileError> {
+        let Some(found) = stands else { return Ok(None) };
         self.set_modified(UNTOUCHED)?;
         Ok(Some(found.modified))
     }
@@ -271,37 +319,35 @@ impl Files for Guarded<'_> {
     type Error = FileError;
 
     fn copy(&mut self) -> Result<bool, FileError> {
-        let file = open_if_there(&self.directory.data, self.name).map_err(failed("opening", self.data_path()))?;
-        let Some(file) = file else {
-            self.copied = None;
-            return Ok(false);
-        };
-        let found = Identity::of(&file).map_err(failed("looking at", self.data_path()))?;
-        if self.copied != Some(found) {
-            self.make_copy(file).map_err(failed("copying", self.data_path()))?;
+        let stands = self.identity()?;
+        if stands.is_some() && stands == self.copied {
+            return Ok(true);
         }
+        self.copied = None;
+        let file = open_if_there(&self.directory.data, self.name).map_err(failed("opening", self.data_path()))?;
+        let Some(file) = file else { return Ok(false) };
+        self.make_copy(file).map_err(failed("copying", self.data_path()))?;
         Ok(true)
     }
 
     fn mark(&mut self, marker: &Marker) -> Result<(), FileError> {
         let write = || -> io::Result<()> {
-            let text = serde_json::to_vec(marker)?;
-            let mut file = open_file(&self.directory.guard, NEW_MARKER, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
-            file.write_all(&text)?;
-            Ok(rustix::fs::renameat(&self.directory.guard, NEW_MARKER, &self.directory.guard, MARKER)?)
+            let mut text = serde_json::to_vec(marker)?;
+            if text.len() > MARKER_BYTES {
+                return Err(io::Error::other("its name is too long for a marker"));
+            }
+            text.resize(MARKER_BYTES, b' ');
+            self.directory.marker.write_all_at(&text, 0)
         };
-        write().map_err(failed("writing", Path::new(GUARD_DIR).join(MARKER)))
+        write().map_err(failed("writing", marker_path()))
     }
 
     fn marker(&mut self) -> Result<Option<Marker>, FileError> {
-        marker(self.directory)
+        self.directory.marker()
     }
 
     fn unmark(&mut self) -> Result<(), FileError> {
-        match rustix::fs::unlinkat(&self.directory.guard, MARKER, AtFlags::empty()) {
-            Err(error) if error != Errno::NOENT => Err(failed("removing", Path::new(GUARD_DIR).join(MARKER))(error)),
-            _ => Ok(()),
-        }
+        self.directory.marker.write_all_at(&[0], 0).map_err(failed("clearing", marker_path()))
     }
 
     fn put_back(&mut self, marker: &Marker) -> Result<(), FileError> {
@@ -341,17 +387,6 @@ impl Files for Guarded<'_> {
         };
         synced.map_err(failed("syncing", self.data_path()))
     }
-}
-
-/// The marker that stands, if one does.
-pub(super) fn marker(directory: &Directory) -> Result<Option<Marker>, FileError> {
-    let read = || -> io::Result<Option<Marker>> {
-        let Some(file) = open_if_there(&directory.guard, MARKER)? else { return Ok(None) };
-        let mut text = Vec::new();
-        file.take(LONGEST_MARKER).read_to_end(&mut text)?;
-        Ok(Some(serde_json::from_slice(&text)?))
-    };
-    read().map_err(failed("reading", Path::new(GUARD_DIR).join(MARKER)))
 }
 
 /// Brings everything that was written on the directory's file system to the disk.

@@ -24,6 +24,8 @@ use crate::desired::TenantId;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Beside what a rewrite adds: names, delimiters, the marker, the log.
 const ROOM: u64 = 64 * 1024;
+/// Tenants who are remembered, each with four open files.
+const MOST_TENANTS: usize = 512;
 /// Copies of one tenant of which it is remembered that they are true.
 const REMEMBERED: usize = 8;
 
@@ -34,9 +36,25 @@ struct Memory {
     copied: Vec<(String, Identity)>,
     /// How far its log was read, and of which start of sq.
     log: Option<(u64, Mark)>,
+    /// Its directories, opened for that start.
+    directory: Option<(u64, Arc<Directory>)>,
 }
 
 impl Memory {
+    /// The tenant's directories. They are opened once a start of sq: before one they may have been replaced.
+    fn directory(&mut self, users: &OwnedFd, id: &TenantId, epoch: u64) -> Result<Arc<Directory>, FileError> {
+        if let Some((opened, directory)) = &self.directory
+            && *opened == epoch
+            && !directory.is_stale()
+        {
+            return Ok(Arc::clone(directory));
+        }
+        let directory = Arc::new(Directory::open_at(users, id)?);
+        (self.copied, self.log) = (Vec::new(), None);
+        self.directory = Some((epoch, Arc::clone(&directory)));
+        Ok(directory)
+    }
+
     fn take(&mut self, file: &str) -> Option<Identity> {
         let at = self.copied.iter().position(|(name, _)| name == file)?;
         Some(self.copied.remove(at).1)
@@ -54,7 +72,7 @@ impl Memory {
 /// A write between its begin and its end.
 struct Open {
     lane: Lane,
-    directory: Directory,
+    directory: Arc<Directory>,
     id: TenantId,
     epoch: u64,
     file: String,
@@ -111,21 +129,29 @@ impl Keeper {
     }
 
     fn memory(&self, id: &TenantId) -> Arc<Mutex<Memory>> {
-        Arc::clone(lock(&self.tenants).entry(id.clone()).or_default())
+        let mut tenants = lock(&self.tenants);
+        if let Some(memory) = tenants.get(id) {
+            return Arc::clone(memory);
+        }
+        if tenants.len() >= MOST_TENANTS {
+            // Whoever writes now is remembered again; the rest is forgotten, with its open directories.
+            tenants.clear();
+        }
+        Arc::clone(tenants.entry(id.clone()).or_default())
     }
 
     /// Whether sq has to read the phext again before it writes.
     fn begin(&self, ticket: u64, write: Write) -> Result<bool, Refusal> {
         let files = |error: FileError| Refusal::Files(error.to_string());
         let io = |what: &'static str| move |error: io::Error| Refusal::Files(format!("{what}: {error}"));
-        let directory = Directory::open_at(&self.users, &write.id).map_err(files)?;
+        let memory = self.memory(&write.id);
+        let directory = lock(&memory).directory(&self.users, &write.id, write.epoch).map_err(files)?;
         let lane = Lane::take(&directory, PATIENCE).map_err(io("taking the lane"))?.ok_or(Refusal::Busy)?;
         if directory.is_marked().map_err(io("looking for a marker"))? {
             return Err(Refusal::InDoubt);
         }
         let target = Target { phext: write.phext, call: write.call };
         let file = target.file().into_owned();
-        let memory = self.memory(&write.id);
         let mut memory = lock(&memory);
         let copied = memory.take(&file);
         let mut guarded = Guarded::new(&directory, &file, copied, Some(&self.sync));
@@ -145,7 +171,7 @@ impl Keeper {
             durable,
             boot_id,
         });
-        let (marker, modified) = match begun.and_then(|marker| Ok((marker, guarded.touch_not()?))) {
+        let (marker, modified) = match begun.and_then(|marker| Ok((marker, guarded.touch_not(stands)?))) {
             Ok(begun) => begun,
             Err(error) => {
                 // Nothing was sent.

@@ -46,6 +46,8 @@ impl Lane {
             if Instant::now() >= deadline {
                 return Ok(None);
             }
+            // flock has no deadline of its own.
+            #[allow(clippy::disallowed_methods, reason = "the pause between two looks at a condition, with a deadline")]
             thread::sleep(pause);
             pause = (pause * 2).min(PAUSE.1);
         }

@@ -38,8 +38,8 @@ pub enum RecoverError {
     /// Somebody holds the lane.
     #[error("a write of this tenant is still under way after {} s; the proxy that holds it shows in /proc/locks", PATIENCE.as_secs())]
     Busy,
-    /// The lane's file.
-    #[error("taking the tenant's lane ({GUARD_DIR}/lane): {0}")]
+    /// The lane's or the marker's file.
+    #[error("in {GUARD_DIR}/: {0}")]
     Lane(#[from] io::Error),
     /// The files.
     #[error("{0}; mend that, and the file is put back at the next try")]
@@ -48,26 +48,24 @@ pub enum RecoverError {
 
 /// Puts back what a broken write left in doubt in `user_dir`. Nothing that writes there may live. Blocks, as a rule for some 50 µs.
 pub fn recover(user_dir: &Path, boot_id: &str) -> Result<Option<Recovered>, RecoverError> {
-    let directory = match Directory::open(user_dir) {
-        // Before the first start.
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
-    };
-    if !directory.is_marked()? {
+    if !Directory::is_marked_in(user_dir)? {
         return Ok(None);
     }
+    let directory = Directory::open(user_dir)?;
     let _lane = Lane::take(&directory, PATIENCE)?.ok_or(RecoverError::Busy)?;
     // Whoever held it may have finished.
-    let Some(marker) = directory::marker(&directory)? else { return Ok(None) };
+    let Some(marker) = directory.marker()? else { return Ok(None) };
     let mut guarded = Guarded::new(&directory, &marker.file, None, None);
     Ok(write::recover(&mut guarded, boot_id)?)
 }
 
 /// Whether a write broke off in `user_dir` and waits to be put back: a marker stands, and nobody is about to finish.
 pub fn is_in_doubt(user_dir: &Path) -> Result<bool, FileError> {
+    let failed = |source| FileError { doing: "looking for a marker in", path: GUARD_DIR.into(), source };
+    if !Directory::is_marked_in(user_dir).map_err(failed)? {
+        return Ok(false);
+    }
     let directory = Directory::open(user_dir)?;
-    let look = || -> io::Result<bool> {
-        Ok(directory.is_marked()? && Lane::try_take(&directory)?.is_some_and(|_lane| directory.is_marked().unwrap_or(true)))
-    };
-    look().map_err(|source| FileError { doing: "looking for a marker in", path: GUARD_DIR.into(), source })
+    let lane = Lane::try_take(&directory).map_err(failed)?;
+    Ok(lane.is_some() && directory.is_marked().map_err(failed)?)
 }

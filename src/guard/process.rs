@@ -20,7 +20,10 @@ use rustix::{
 };
 
 use super::{directory::sync_all, group_sync::GroupSync, keeper::Keeper, sandbox, wire};
-use crate::{instance::process::boot_id, telemetry};
+use crate::{
+    instance::{process::boot_id, spawn::make_private_dir},
+    telemetry,
+};
 
 /// Writes that are worked on at once: most of the time they wait for a disk, or for their turn.
 const THREADS: usize = 16;
@@ -56,11 +59,14 @@ pub(crate) struct Started {
 
 /// Starts a guard of the tenants below `state_dir`. Blocks for some 10 ms. It is nobody's child: it lives with its proxy, not with the agent.
 pub(crate) fn start(exe: &Path, state_dir: &Path) -> io::Result<Started> {
+    let users = state_dir.join("users");
+    // Before the first instance.
+    make_private_dir(&users).map_err(io::Error::other)?;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let log = OpenOptions::new().append(true).create(true).mode(0o600).open(state_dir.join("proxy.log"))?;
     let output = Command::new(exe)
         .arg("guard")
-        .arg(state_dir.join("users"))
+        .arg(users)
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::piped())
         .stderr(log)

@@ -78,7 +78,7 @@ impl Target {
 
 /// The value of `p`; the last one, where there are several.
 fn phext_name(query: &str) -> Option<String> {
-    query.split('&').filter_map(|pair| pair.split_once('=')).filter(|(key, _)| decode(key) == "p").last().map(|(_, value)| decode(value))
+    query.split('&').rev().filter_map(|pair| pair.split_once('=')).find(|(key, _)| decode(key) == "p").map(|(_, value)| decode(value))
 }
 
 fn decode(text: &str) -> String {

@@ -133,3 +133,7 @@ pub fn recover<F: Files>(files: &mut F, boot_id: &str) -> Result<Option<Recovere
     }
     Ok(Some(if whole { Recovered::PutBack(marker) } else { Recovered::LeftAsItIs(marker) }))
 }
+
+#[cfg(test)]
+#[path = "write_tests.rs"]
+mod tests;

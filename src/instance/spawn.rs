@@ -115,7 +115,7 @@ pub(super) fn noted(process: Process, user_dir: &Path) -> Result<Process, SpawnE
 }
 
 /// Makes `path` with mode 0700, or accepts the directory that is there; never follows a symbolic link.
-pub(super) fn make_private_dir(path: &Path) -> Result<(), SpawnError> {
+pub(crate) fn make_private_dir(path: &Path) -> Result<(), SpawnError> {
     match DirBuilder::new().recursive(false).mode(0o700).create(path) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -21,12 +21,20 @@ pub(crate) struct Kills(Mutex<Vec<(Instant, Instant, Death)>>);
 /// From the signal until the last socket of the dead process is closed: its memory is freed first.
 const DYING: Duration = Duration::from_millis(500);
 
+/// The end of a kill that is under way.
+const FAR: Duration = Duration::from_secs(3_600);
+
 impl Kills {
-    /// Kills, and notes when.
+    /// Kills, and notes when: before it does, since whoever is hit may ask for the reason before this goes on.
     pub(crate) fn note(&self, death: Death, kill: impl FnOnce()) {
         let before = Instant::now();
+        let at = {
+            let mut kills = self.0.lock().unwrap();
+            kills.push((before, before + FAR, death));
+            kills.len() - 1
+        };
         kill();
-        self.0.lock().unwrap().push((before, Instant::now() + DYING, death));
+        self.0.lock().unwrap()[at].1 = Instant::now() + DYING;
     }
 
     /// What died last before `moment`, and how long before.

@@ -357,7 +357,8 @@ impl Engine {
     }
 
     fn stop(&mut self, twice: bool) {
-        self.stopping = true;
+        let again = std::mem::replace(&mut self.stopping, true);
+        self.state.borrow_mut().hasty |= again;
         let now = self.moment();
         self.turn(|core| core.stop(now));
         if twice {

@@ -50,7 +50,8 @@ fn provoke(point: &str) -> Provoke {
 async fn dies_and_is_followed(point: &str) {
     let mut host = Host::start(&["ada", "bob"]).await;
     for id in ["ada", "bob"] {
-        assert_eq!(host.user(id).post(WRITE, id.as_bytes()).await.status, 200, "{point}");
+        let answer = host.user(id).post(WRITE, id.as_bytes()).await;
+        assert_eq!(answer.status, 200, "{point}: {}", answer.text());
     }
     let provoke = provoke(point);
     // Where the point lies in a start itself, the agent dies in it; else beside what lives.

@@ -1,13 +1,16 @@
 """The agent under test: built, started on a state directory of its own, asked through its socket, ended with all its sq."""
 
+import http.client
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from pathlib import Path
 
+from . import jwt
 from .host import ROOT, Broken, end, run
 
 SQ_VERSION = "0.6.0"
@@ -44,7 +47,7 @@ def free_port():
 class Agent:
     """`sq-agent run` in `directory`, serving `ids` on `self.port`."""
 
-    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto", more=""):
+    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto", keys=None, more=""):
         self.directory = directory
         self.file = directory / "tenants.toml"
         self.state = directory / "state"
@@ -52,6 +55,8 @@ class Agent:
         self.port = free_port()
         self.name = f"bench-{os.getpid()}"
         self.isolation = isolation
+        # Further keys of some tenants, and further tables, as tenants.toml writes them.
+        self.keys = keys or {}
         self.more = more
         key = directory / "jwt.key"
         key.touch(mode=0o600)
@@ -101,7 +106,7 @@ secret_file = "jwt.key"
 concurrency = 64
 """
         text += self.more
-        text += "".join(f'[[tenants]]\nid = "{tenant}"\n' for tenant in self.ids)
+        text += "".join(f'[[tenants]]\nid = "{tenant}"\n{self.keys.get(tenant, "")}\n' for tenant in self.ids)
         new = self.file.with_suffix(".new")
         new.write_text(text)
         new.rename(self.file)
@@ -120,6 +125,17 @@ concurrency = 64
                 return None
         head, _, body = answer.partition(b"\r\n\r\n")
         return json.loads(body) if head.startswith(b"HTTP/1.1 200 ") else None
+
+    def ask(self, tenant, method, path, body=None):
+        """One request of a tenant; its status."""
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=ssl._create_unverified_context())
+        try:
+            connection.request(method, path, body, {"Authorization": f"Bearer {jwt.mint(self.secret, tenant)}"})
+            response = connection.getresponse()
+            response.read()
+            return response.status
+        finally:
+            connection.close()
 
     def wait_ready(self, patience=120, pause=0.02):
         """Waits until all tenants are ready and the proxy is up; returns the status and the seconds since the start."""

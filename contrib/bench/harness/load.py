@@ -12,20 +12,30 @@ PACKAGES = {"wrk": "/usr/bin/wrk", "apache2-utils": "/usr/bin/ab"}
 
 
 def _run(command, seconds, core):
-    """Runs a load generator on one core; its output."""
+    """Runs a load generator, on one core where that is named; its output."""
     return subprocess.run(
         command,
         capture_output=True,
         text=True,
         timeout=seconds + 60,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if core is not None else None,
     )
+
+
+def writes(url, authorization, body, seconds):
+    """One kept TLS connection that posts `body` bytes, one request after the other. `authorization` is a file with the header's value."""
+    command = ["wrk", "-t", "1", "-c", "1", "-d", f"{max(1, round(seconds))}s", "--timeout", "10s"]
+    return _figures(url, _run([*command, "-s", TEMPLATES / "write.lua", url, "--", authorization, str(body)], seconds, None))
 
 
 def wrk(url, authorizations, connections, seconds, core):
     """Kept TLS connections, one request after the other on each. `authorizations` is a file with one header value a line."""
-    command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s"]
-    done = _run([*command, "-s", TEMPLATES / "wrk.lua", url, "--", authorizations], seconds, core)
+    command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{max(1, round(seconds))}s", "--timeout", "10s"]
+    return _figures(url, _run([*command, "-s", TEMPLATES / "wrk.lua", url, "--", authorizations], seconds, core))
+
+
+def _figures(url, done):
+    """What the script behind wrk counted, unless something failed."""
     line = next((line for line in done.stdout.splitlines() if line.startswith("FIGURES ")), None)
     if done.returncode != 0 or line is None:
         raise Broken(f"wrk on {url}: exit {done.returncode}\n{done.stdout}{done.stderr}")
