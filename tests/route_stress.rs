@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sq_agent::route::{Route, RouteLimits, RouteState, Row, TableReader, TableWriter};
+use sq_agent::route::{Durability, Route, RouteLimits, RouteState, Row, TableReader, TableWriter};
 
 /// Tenants; a fifth of them is away at any time.
 const TENANTS: u64 = 400;
@@ -44,6 +44,8 @@ fn row(tenant: u64, generation: u64) -> Row {
             concurrency: tier as u16,
             queue: !era as u16,
             body_max: mixed(era << 2 | tier),
+            memory_max: mixed(era << 2 | tier) >> 8,
+            durability: [Durability::Process, Durability::Power, Durability::Off][tier as usize % 3],
         },
         api_keys: if tenant.is_multiple_of(4) { vec![key(tenant)] } else { Vec::new() },
     }

@@ -72,6 +72,8 @@ mod tests {
     fn those_who_come_while_a_flush_runs_share_the_next_one() {
         let flushes = Arc::new(AtomicU32::new(0));
         let group = GroupSync::new(|flushes: &Arc<AtomicU32>| {
+            // A slow disk.
+            #[allow(clippy::disallowed_methods, reason = "nothing is waited for")]
             thread::sleep(Duration::from_millis(50));
             flushes.fetch_add(1, Ordering::SeqCst);
             Ok(())

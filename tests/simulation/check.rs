@@ -104,6 +104,7 @@ pub(crate) fn not_as_desired(state: &State, core: &Core<SimWorld>) -> Option<Str
             Some(proc) if !state.is_routed(proc) => return Some(format!("the row of {id} is {:?} epoch {}", row.state, row.epoch)),
             Some(proc) if !proc.listening || proc.hangs => return Some(format!("{id} does not answer")),
             Some(proc) if proc.program != core.program() => return Some(format!("{id} runs {}", proc.program)),
+            Some(_) if state.doubts.contains(id) => return Some(format!("what a write of {id} left is not put back")),
             Some(_) if known.unhealthy => return Some(format!("{id} waits for its restart")),
             Some(_) if !matches!(known.state, Instance::Running(_)) => return Some(format!("{id} is held for {:?}", known.state)),
             _ => {}

@@ -40,6 +40,7 @@ pub(crate) const WANTED: &[&str] = &[
     "spawned_by_a_dead_agent",
     "started_with_broken_file",
     "stopped_for_failed_probes",
+    "write_undone",
     "stopped_removed",
     "stopped_suspended",
     "term_ignored",

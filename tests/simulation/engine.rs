@@ -470,7 +470,12 @@ impl State {
                 self.change_pid(pid, |proc| proc.listening = true);
             }
             What::Request { tenant, for_ms } => self.request(tenant, for_ms),
-            What::Nudge(of, reason) => self.nudge(of, reason),
+            What::Nudge(of, reason) => {
+                if reason == NudgeReason::InDoubt {
+                    self.doubts.insert(id(of));
+                }
+                self.nudge(of, reason);
+            }
             What::Edit(edit) => self.edit(edit),
             What::WallJump { seconds } => {
                 self.wall += seconds;

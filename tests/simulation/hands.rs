@@ -167,6 +167,10 @@ impl World for SimWorld {
         self.act(Call::Start, |state| {
             trace!(state, "start {} epoch {} port {}", start.id, start.epoch, start.port);
             state.starting.insert((start.id.clone(), start.epoch));
+            if state.doubts.remove(&start.id) {
+                trace!(state, "what a write of {} left is put back", start.id);
+                state.coverage.hit("write_undone");
+            }
             check::start(state, &start);
             let delay = state.rng.below(30);
             state.after(delay, Next::Spawn(state.agent, start));
@@ -317,8 +321,8 @@ impl World for SimWorld {
         self.act(Call::ApplyLimits, |state| Ok(if state.rng.one_in(8) { Applied::NeedsRestart } else { Applied::Now }))
     }
 
-    fn is_in_doubt(&mut self, _: &TenantId) -> bool {
-        self.state.borrow_mut().rng.one_in(2)
+    fn is_in_doubt(&mut self, id: &TenantId) -> bool {
+        self.ask_of(Call::IsInDoubt, |state| state.doubts.contains(id))
     }
 
     fn let_go(&mut self, id: &TenantId) {

@@ -4,6 +4,9 @@ use sq_agent::proxy::NudgeReason;
 
 use crate::{calls::Call, rng::Rng};
 
+/// Of which a step draws one.
+const NUDGES: [NudgeReason; 4] = [NudgeReason::Parked, NudgeReason::Refused, NudgeReason::WrongInstance, NudgeReason::InDoubt];
+
 /// Tenants that a run may know.
 pub(crate) const TENANTS: u8 = 9;
 /// Ports that instances may have: few, so that they are fought for.
@@ -125,7 +128,7 @@ fn what(rng: &mut Rng) -> What {
         9 => What::Stranger { port: rng.below(u64::from(PORTS)) as u16, for_ms: if rng.one_in(6) { u64::MAX / 2 } else { for_ms * 5 } },
         10 => What::Foreign(tenant(rng)),
         11..16 => What::Request { tenant: tenant(rng), for_ms },
-        16 => What::Nudge(tenant(rng), [NudgeReason::Parked, NudgeReason::Refused, NudgeReason::WrongInstance][rng.below(3) as usize]),
+        16 => What::Nudge(tenant(rng), NUDGES[rng.below(NUDGES.len() as u64) as usize]),
         17..24 => What::Edit(edit(rng)),
         24 => What::Confirm,
         25 => What::Restart(tenant(rng)),
@@ -162,6 +165,9 @@ fn edit(rng: &mut Rng) -> Edit {
 fn crash(rng: &mut Rng) -> Crash {
     let at = if rng.one_in(3) {
         CrashAt::Nth(rng.below(60) as u32)
+    } else if rng.one_in(16) {
+        // It takes an unproved process and this crash to meet in one run.
+        CrashAt::Kind(Call::DrainUnproved)
     } else {
         CrashAt::Kind(Call::ALL[rng.below(Call::ALL.len() as u64) as usize])
     };

@@ -199,6 +199,8 @@ pub(crate) struct State {
     pub(crate) frozen: bool,
     /// The living agent has a program to start.
     pub(crate) has_program: bool,
+    /// A write to them broke off, and what it left was not put back.
+    pub(crate) doubts: BTreeSet<TenantId>,
     /// Instances are told to end without waiting: a second signal.
     pub(crate) hasty: bool,
     pub(crate) plant: Option<Plant>,
@@ -268,6 +270,7 @@ impl State {
             changes: 0,
             frozen: false,
             has_program: false,
+            doubts: BTreeSet::new(),
             hasty: false,
             plant,
             coverage: Coverage::default(),
