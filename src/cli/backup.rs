@@ -10,6 +10,9 @@ use crate::{
     desired::Desired,
 };
 
+/// An upgrade replaces the agent twice.
+const ASKED_AT_MOST: u32 = 5;
+
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  sq-agent backup             # also what is due beside it: a check, a test restore\n  sq-agent backup --init      # begin anew where a repository is gone for good\n\nExit: 0 all of it went well, 1 not."
@@ -25,8 +28,16 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
     let question = if args.init { "/backup/init" } else { "/backup" };
-    let BackupBegun { run, .. } = serde_json::from_slice(&client::ask(&desired.state_dir, "POST", question)?)?;
-    let done = wait_for(run, desired)?;
+    let mut asked = 0;
+    let done = loop {
+        let BackupBegun { run, .. } = serde_json::from_slice(&client::ask(&desired.state_dir, "POST", question)?)?;
+        asked += 1;
+        match wait_for(run, desired)? {
+            Some(done) => break done,
+            None if asked < ASKED_AT_MOST => {}
+            None => anyhow::bail!("the agent was replaced again and again, which broke the backup off each time: run this later"),
+        }
+    };
     if args.json {
         anstream::println!("{}", serde_json::to_string(&done)?);
     } else {
@@ -35,19 +46,18 @@ pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
     Ok(if done.last_run_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Waits until the run of this number has ended, however long that takes.
-fn wait_for(run: u64, desired: &Desired) -> anyhow::Result<BackupStatus> {
+/// Waits until the run of this number has ended, however long that takes; `None` where the agent was replaced meanwhile.
+fn wait_for(run: u64, desired: &Desired) -> anyhow::Result<Option<BackupStatus>> {
     loop {
         let status: Status = serde_json::from_slice(&client::ask(&desired.state_dir, "GET", "/status")?)?;
         let backup = status.backup.ok_or_else(|| anyhow::anyhow!("[backup] was taken out of tenants.toml meanwhile"))?;
         if backup.finished >= run {
-            return Ok(backup);
+            return Ok(Some(backup));
         }
         // A new agent knows nothing of it.
-        anyhow::ensure!(
-            backup.running.is_some() || backup.asked.is_some(),
-            "the agent was replaced, which broke the backup off: run this again"
-        );
+        if backup.running != Some(run) && backup.asked != Some(run) {
+            return Ok(None);
+        }
         pause(Duration::from_millis(100));
     }
 }

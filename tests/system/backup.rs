@@ -278,17 +278,29 @@ async fn a_backup_that_died_with_its_agent_leaves_nothing_in_the_way_of_the_next
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_that_is_under_way_ends_with_its_agent_in_good_time() {
+async fn a_backup_that_is_under_way_ends_with_its_agent_and_with_an_upgrade_in_good_time() {
     let mut host = host(&["ada"], NEVER, "restic = \"./instead\"\n");
     instead(&host, "echo $$ > \"$root/pid\"; exec sleep 600");
     host.launch().await;
-    let mut asked = Command::new(crate::support::host::SQ_AGENT).args(["backup", "--tenants"]).arg(host.file()).spawn().unwrap();
     let pid = host.root().join("pid");
-    eventually("it is under way", async || fs::read_to_string(&pid).is_ok_and(|pid| pid.ends_with('\n'))).await;
-    let pid: u32 = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+    let under_way = async || {
+        eventually("it is under way", async || fs::read_to_string(&pid).is_ok_and(|pid| pid.ends_with('\n'))).await;
+        let restic: u32 = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        fs::remove_file(&pid).unwrap();
+        restic
+    };
+    let mut asked = Command::new(crate::support::host::SQ_AGENT).args(["backup", "--tenants"]).arg(host.file()).spawn().unwrap();
+    let before = under_way().await;
+    good(&host.cli(&["upgrade"]));
+    assert!(processes::ended_within(before, Duration::from_secs(1)), "it works on while another agent has the stage");
+    // Whoever waits asks the agent that follows, and the one after that: an upgrade hands over twice.
+    let mut restic = under_way().await;
+    while let Ok(again) = tokio::time::timeout(Duration::from_secs(3), under_way()).await {
+        restic = again;
+    }
     assert_eq!(host.end_agent(Signal::TERM), Some(0));
-    assert!(processes::ended_within(pid, Duration::from_secs(1)));
-    assert_eq!(asked.wait().unwrap().code(), Some(1));
+    assert!(processes::ended_within(restic, Duration::from_secs(1)));
+    assert_eq!(asked.wait().unwrap().code(), Some(1), "nobody is left to do it");
 }
 
 /// A text that shows by itself whether it is whole: its number, and as many letters as it says.
