@@ -49,6 +49,8 @@ fn step_aside(parent: i32) -> io::Result<()> {
     setsid()?;
     // Each of these is a courtesy: a host that does not permit it gets its backup all the same.
     let _ = setpriority_process(None, NICE);
+    // A session of its own may be a group for the scheduler, within which alone the line above counts (sched(7), autogroup).
+    let _ = fs::write("/proc/self/autogroup", NICE.to_string());
     let _ = sys::idle_io();
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     Ok(())
