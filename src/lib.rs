@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md explains the house; each module below is one of its rooms.
 
 pub mod admin;
+pub mod backup;
 pub mod cli;
 pub mod crash_point;
 pub mod daemon;
@@ -19,6 +20,7 @@ pub mod reconcile;
 pub mod route;
 pub(crate) mod seccomp;
 pub mod secret;
+pub mod snapshot;
 pub mod store;
 pub mod sys;
 pub mod telemetry;

@@ -30,6 +30,11 @@ pub enum Question {
     Confirm(String),
     /// `POST /restart/ID`.
     Restart(TenantId),
+    /// `POST /backup`, or `POST /backup/init`, which may make a repository where one was before.
+    Backup {
+        /// It may.
+        may_make: bool,
+    },
 }
 
 /// `POST /upgrade`: hand the host over to the program at this path. It is not the loop that answers, since the loop ends by it.
@@ -174,6 +179,8 @@ fn question(method: &Method, path: &str) -> Result<Question, (StatusCode, String
         (&Method::POST, Some("restart"), Some(id)) => {
             TenantId::parse(id).map(Question::Restart).map_err(|error| (StatusCode::BAD_REQUEST, format!("{id:?}: {error}")))
         }
+        (&Method::POST, Some("backup"), None) => Ok(Question::Backup { may_make: false }),
+        (&Method::POST, Some("backup"), Some("init")) => Ok(Question::Backup { may_make: true }),
         _ => Err((StatusCode::NOT_FOUND, format!("{method} {path}: this agent knows no such question; is it of another version?"))),
     }
 }
@@ -188,6 +195,8 @@ mod tests {
         assert_eq!(question(&Method::POST, "/confirm/abc"), Ok(Question::Confirm("abc".into())));
         assert_eq!(question(&Method::POST, "/restart/a@b.c"), Ok(Question::Restart(TenantId::parse("a@b.c").unwrap())));
         assert_eq!(question(&Method::POST, "/restart/../x").unwrap_err().0, StatusCode::BAD_REQUEST);
+        assert_eq!(question(&Method::POST, "/backup"), Ok(Question::Backup { may_make: false }));
+        assert_eq!(question(&Method::POST, "/backup/init"), Ok(Question::Backup { may_make: true }));
         assert_eq!(question(&Method::GET, "/confirm/abc").unwrap_err().0, StatusCode::NOT_FOUND);
     }
 }

@@ -18,6 +18,9 @@ pub struct Status {
     /// Where the roll-out of another sq stands, if one is under way or went back.
     #[serde(default)]
     pub rollout: Option<RolloutStatus>,
+    /// How the backups off this host stand, where there are any.
+    #[serde(default)]
+    pub backup: Option<BackupStatus>,
     /// Every tenant that has a place on this host, by id.
     pub tenants: Vec<TenantStatus>,
 }
@@ -39,6 +42,52 @@ pub struct RolloutStatus {
     pub crashed: usize,
     /// It went back; `sq-agent confirm` with this tries it once more.
     pub try_again: Option<String>,
+}
+
+/// The backups off this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupStatus {
+    /// Where they go.
+    pub repository: String,
+    /// Seconds from one to the next.
+    pub every_seconds: u64,
+    /// When the last good one began, RFC 3339: it has everything that was written before.
+    pub last_good: Option<String>,
+    /// Its age.
+    pub last_good_age_seconds: Option<u64>,
+    /// Its snapshot.
+    pub snapshot: Option<String>,
+    /// When the repository was last checked and found whole, RFC 3339.
+    pub last_check: Option<String>,
+    /// When a tenant was last restored and found the same byte for byte, RFC 3339.
+    pub last_test_restore: Option<String>,
+    /// What last went wrong and has not gone well since: cause and remedy.
+    pub last_error: Option<String>,
+    /// When, RFC 3339.
+    pub last_error_at: Option<String>,
+    /// How many in a row were due and are missing.
+    pub misses: u64,
+    /// The last good one is older than two intervals, or two in a row are missing.
+    pub overdue: bool,
+    /// Number of the run under way.
+    pub running: Option<u64>,
+    /// Number of the run that somebody waits for.
+    pub asked: Option<u64>,
+    /// Number of the last run that ended, in the life of this agent.
+    pub finished: u64,
+    /// What it did, a sentence each.
+    pub last_run: Vec<String>,
+    /// Whether all of that was good.
+    pub last_run_good: bool,
+}
+
+/// What `sq-agent backup` is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupBegun {
+    /// In a sentence.
+    pub detail: String,
+    /// The run that has what stands now.
+    pub run: u64,
 }
 
 /// The agent itself.

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a command's answer is what it prints
 
+mod aside;
+mod backup;
 mod check;
 mod confirm;
 mod doctor;
@@ -10,6 +12,7 @@ mod launcher;
 mod plan;
 mod proxy;
 mod restart;
+mod restore;
 mod run;
 mod schema;
 mod status;
@@ -63,6 +66,10 @@ enum Command {
     Doctor(doctor::Args),
     /// Restart a tenant's sq, drained first
     Restart(restart::Args),
+    /// Take a backup off this host now, and wait for it
+    Backup(backup::Args),
+    /// Bring texts back from a backup
+    Restore(restore::Args),
     /// Hand the host over to a new sq-agent, without a failed request
     Upgrade(upgrade::Args),
     /// Mint a token for a tenant
@@ -78,6 +85,9 @@ enum Command {
     /// The process that guards the tenants' files; started by `run`
     #[command(hide = true)]
     Guard(guard::Args),
+    /// Becomes a program that is in nobody's way; for backups
+    #[command(hide = true)]
+    Aside(aside::Args),
 }
 
 /// The program: parses the arguments, runs the command, says what went wrong.
@@ -103,12 +113,15 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args, &load(&find()?)?),
         Command::Doctor(args) => doctor::run(&args, &find()?),
         Command::Restart(args) => restart::run(&args, &load(&find()?)?),
+        Command::Backup(args) => backup::run(&args, &load(&find()?)?),
+        Command::Restore(args) => restore::run(&args, &load(&find()?)?),
         Command::Upgrade(args) => upgrade::run(&args, &load(&find()?)?),
         Command::Token(args) => token::run(&args, &load(&find()?)?),
         Command::Schema(args) => schema::run(&args),
         Command::Proxy(args) => proxy::run(&args),
         Command::Launcher(args) => launcher::run(&args),
         Command::Guard(args) => guard::run(&args),
+        Command::Aside(args) => Ok(aside::run(&args)),
     }
 }
 

@@ -6,7 +6,7 @@ use super::table;
 use crate::{
     admin::{
         client,
-        status::{RolloutStatus, Status, TenantStatus},
+        status::{BackupStatus, RolloutStatus, Status, TenantStatus},
     },
     desired::Desired,
 };
@@ -38,6 +38,7 @@ fn trouble(status: &Status) -> bool {
     status.agent.config_stale_seconds > 0
         || status.held.is_some()
         || status.rollout.as_ref().is_some_and(|rollout| rollout.try_again.is_some())
+        || status.backup.as_ref().is_some_and(|backup| backup.overdue || backup.last_error.is_some())
         || status.proxy.pid.is_none()
         || !status.tenants.iter().all(settled)
 }
@@ -74,8 +75,29 @@ fn print(status: &Status) {
         ),
         None => {}
     }
+    status.backup.iter().for_each(print_backup);
     let rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
     table::print(&["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"], &rows);
+}
+
+fn print_backup(backup: &BackupStatus) {
+    let or_never = |what: &Option<String>| what.clone().unwrap_or_else(|| "never".to_owned());
+    let last = match (&backup.last_good, backup.last_good_age_seconds, &backup.snapshot) {
+        (Some(at), Some(age), Some(snapshot)) => {
+            format!("last good {} ago ({at}, snapshot {snapshot})", humantime::format_duration(std::time::Duration::from_secs(age)))
+        }
+        _ => "none so far".to_owned(),
+    };
+    let running = if backup.running.is_some() { ", one is under way" } else { "" };
+    anstream::eprintln!(
+        "backup: {last}, checked {}, test restore {}{running}",
+        or_never(&backup.last_check),
+        or_never(&backup.last_test_restore)
+    );
+    if let Some(error) = &backup.last_error {
+        let missing = if backup.misses > 0 { format!(" ({} missing)", backup.misses) } else { String::new() };
+        anstream::eprintln!("backup failed {}{missing}: {error}", or_never(&backup.last_error_at));
+    }
 }
 
 fn row(tenant: &TenantStatus) -> Vec<String> {

@@ -75,7 +75,7 @@ const fn section(name: &'static str, header: &'static str, keys: &'static [Key])
 }
 
 /// Every table of the file, the file itself first.
-pub(crate) static SECTIONS: [&Section; 11] = [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &JWT, &TIER, &TENANT, &ADMIN, &ALERTS, &DISCORD];
+pub(crate) static SECTIONS: [&Section; 12] = [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &JWT, &TIER, &TENANT, &BACKUP, &ADMIN, &ALERTS, &DISCORD];
 
 use Need::{Default, Optional, Required};
 
@@ -86,6 +86,7 @@ pub(crate) static ROOT: Section = section("file", "the file", &[
     key("proxy", Kind::Table(&PROXY), Optional("the defaults below"), "", "the HTTPS front"),
     key("tiers", Kind::Named(&TIER), Optional("one tier, `free`: 20M, 10%, 100/m, burst 20"), "", "named sets of limits"),
     key("tenants", Kind::Tables(&TENANT), Optional("nobody is served"), "", "who is served"),
+    key("backup", Kind::Table(&BACKUP), Optional("nothing leaves this host"), "", "copies off this host, by restic"),
     key("admin", Kind::Table(&ADMIN), Optional("no TCP listener, only the agent's socket"), "", "the admin API"),
     key("alerts", Kind::Table(&ALERTS), Optional("the defaults below"), "", "when and where to raise an alarm"),
 ]);
@@ -160,6 +161,26 @@ pub(crate) static TENANT: Section = Section { name: "tenant", header: "[[tenants
     key("api_keys", Kind::List(&Kind::Digest), Default("[]"), "[\"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"]", "SHA-256 digests of its API keys"),
     key("tokens_valid_after", Kind::Moment, Optional("tokens of any age"), "2026-02-09T22:32:00Z", "revokes all tokens issued before"),
 ] };
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+/// A snapshot that is to be kept for longer than this is copied elsewhere.
+const MAX_KEPT: u64 = 1_000;
+
+#[rustfmt::skip]
+pub(crate) static BACKUP: Section = section("backup", "[backup]", &[
+    key("repository", Kind::Repository, Required, "\"sftp:backup@vault.example.com:/srv/sq\"", "a repository of restic: a directory, sftp:, s3:, rest: and so on; made where missing"),
+    key("password_file", Kind::Path, Required, "\"/etc/sq-agent/backup.password\"", "file with the repository's password, mode 0600; keep it also somewhere else: without it there is no way back"),
+    key("env_file", Kind::Path, Optional("restic needs none"), "\"/etc/sq-agent/backup.env\"", "file with `KEY=VALUE` lines that restic alone gets, such as AWS_SECRET_ACCESS_KEY, mode 0600"),
+    key("every", Kind::Duration { min: 1, max: 30 * DAY }, Default("\"6h\""), "\"6h\"", "how often (s, m, h, d)"),
+    key("restic", Kind::Path, Default("\"restic\""), "\"/usr/local/bin/restic\"", "the program: a name on the agent's PATH, or a path"),
+    key("keep_daily", Kind::Integer { min: 0, max: MAX_KEPT }, Default("7"), "14", "days of which the last backup is kept, beside all of the last 24 hours"),
+    key("keep_weekly", Kind::Integer { min: 0, max: MAX_KEPT }, Default("5"), "8", "the same for weeks"),
+    key("keep_monthly", Kind::Integer { min: 0, max: MAX_KEPT }, Default("12"), "24", "the same for months"),
+    key("check_every", Kind::Duration { min: 1, max: 365 * DAY }, Default("\"7d\""), "\"7d\"", "how often the repository itself is checked"),
+    key("test_restore_every", Kind::Duration { min: 1, max: 365 * DAY }, Default("\"30d\""), "\"30d\"", "how often one tenant, drawn by lot, is restored and compared byte by byte"),
+]);
 
 #[rustfmt::skip]
 pub(crate) static ADMIN: Section = section("admin", "[admin]", &[

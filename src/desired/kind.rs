@@ -30,6 +30,10 @@ pub(crate) enum Kind {
     TierName,
     /// A file system path, relative to the file.
     Path,
+    /// Where restic keeps what it has: a path, or `sftp:…`, `s3:…` and the like.
+    Repository,
+    /// `"6h"`, within these bounds in seconds.
+    Duration { min: u64, max: u64 },
     /// `"20M"`, within these bounds in bytes.
     Size { min: u64, max: u64 },
     /// As [`Kind::Size`], or `"none"`.
@@ -119,7 +123,7 @@ pub(crate) fn read(key: &'static Key, kind: Kind, value: &Spanned<DeValue<'_>>, 
         (kind, scalar) => match read_scalar(kind, scalar) {
             Ok(value) => Some(value),
             Err(fault) => {
-                let show = if matches!(kind, Kind::Digest) { Show::NotSpan } else { Show::Line };
+                let show = if matches!(kind, Kind::Digest | Kind::Repository) { Show::NotSpan } else { Show::Line };
                 found.push(Finding::new(value.span(), format!("`{}` {fault}", key.name), key.expected()).show(show));
                 None
             }
@@ -169,6 +173,7 @@ fn read_text(kind: Kind, text: &str) -> Result<Value, Fault> {
     match kind {
         Kind::SizeOrNone { .. } | Kind::CpuOrNone | Kind::RateOrNone if text == "none" => Ok(Value::Unlimited),
         Kind::Size { min, max } | Kind::SizeOrNone { min, max } => size(text, min, max).map(Value::Number),
+        Kind::Duration { min, max } => duration(text, min, max).map(Value::Number),
         Kind::Percent => percent(text, 100).map(Value::Number),
         Kind::CpuOrNone => percent(text, MAX_CPU_PERCENT).map(Value::Number),
         Kind::RateOrNone => rate(text).map(Value::Rate),
@@ -183,7 +188,11 @@ fn read_text(kind: Kind, text: &str) -> Result<Value, Fault> {
         Kind::TierName => check(is_tier_name(text), own(), "must have 1 to 32 letters, digits, `_` or `-`"),
         Kind::Version => check(is_version(text), own(), "must be one exact version of three numbers, not a range"),
         Kind::Url => check(is_url(text), own(), "must be an https:// address with a host"),
-        Kind::Path if text.starts_with('~') => Err("must be a whole path: `~` is not expanded in it".into()),
+        // The text itself stays out of the message: a password stands in it.
+        Kind::Repository if has_password(text) => {
+            Err("holds a password; put it into the file that `env_file` names (RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD, say)".into())
+        }
+        Kind::Path | Kind::Repository if text.starts_with('~') => Err("must be a whole path: `~` is not expanded in it".into()),
         Kind::Path => check(!text.is_empty() && !text.contains('\0'), own(), "must be a path, at least one character and no NUL"),
         _ => check(
             (1..=256).contains(&text.len()) && !text.chars().any(char::is_control),
@@ -229,6 +238,43 @@ pub(crate) fn size_text(bytes: u64) -> String {
         b if b > 0 && b % (1 << 20) == 0 => format!("{}M", b >> 20),
         b => format!("{}K", b >> 10),
     }
+}
+
+/// `"6h"` in seconds.
+fn duration(text: &str, min: u64, max: u64) -> Result<u64, Fault> {
+    let seconds = text.char_indices().last().and_then(|(at, unit)| {
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3_600,
+            'd' => 86_400,
+            _ => return None,
+        };
+        decimal(&text[..at])?.checked_mul(seconds)
+    });
+    match seconds {
+        None => Err(format!("must be a number with s, m, h or d, not {text:?}")),
+        Some(seconds) if !(min..=max).contains(&seconds) => {
+            Err(format!("must lie between {} and {}, not {text:?}", duration_text(min), duration_text(max)))
+        }
+        Some(seconds) => Ok(seconds),
+    }
+}
+
+/// A duration as it would be written in the file.
+pub(crate) fn duration_text(seconds: u64) -> String {
+    match seconds {
+        s if s > 0 && s % 86_400 == 0 => format!("{}d", s / 86_400),
+        s if s > 0 && s % 3_600 == 0 => format!("{}h", s / 3_600),
+        s if s > 0 && s % 60 == 0 => format!("{}m", s / 60),
+        s => format!("{s}s"),
+    }
+}
+
+/// Whether a repository's address names a user with a password.
+fn has_password(text: &str) -> bool {
+    let authority = text.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
+    authority.and_then(|authority| authority.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':'))
 }
 
 fn percent(text: &str, max: u64) -> Result<u64, Fault> {

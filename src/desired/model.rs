@@ -253,6 +253,31 @@ pub struct Proxy {
     pub jwt: Vec<JwtKey>,
 }
 
+/// `[backup]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// As restic takes it; a directory is absolute.
+    pub repository: String,
+    /// File with the repository's password.
+    pub password_file: PathBuf,
+    /// File with `KEY=VALUE` lines for restic alone.
+    pub env_file: Option<PathBuf>,
+    /// Seconds from one backup to the next.
+    pub every: u64,
+    /// The program: a path, or a name that is looked for on the agent's PATH.
+    pub restic: PathBuf,
+    /// Days of which the last backup is kept.
+    pub keep_daily: u32,
+    /// The same for weeks.
+    pub keep_weekly: u32,
+    /// The same for months.
+    pub keep_monthly: u32,
+    /// Seconds from one check of the repository to the next.
+    pub check_every: u64,
+    /// Seconds from one test restore to the next.
+    pub test_restore_every: u64,
+}
+
 /// `[admin]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admin {
@@ -310,6 +335,9 @@ pub struct Desired {
     pub sq: SqSource,
     /// `[proxy]`.
     pub proxy: Proxy,
+    /// `[backup]`, if there is one.
+    #[serde(default)]
+    pub backup: Option<Backup>,
     /// `[admin]`, if there is one.
     pub admin: Option<Admin>,
     /// `[alerts]`.

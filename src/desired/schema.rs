@@ -5,7 +5,7 @@ use toml::de::DeValue;
 
 use super::{
     keys::{Key, Need, ROOT, SECTIONS, Section},
-    kind::{Kind, size_text},
+    kind::{Kind, duration_text, size_text},
 };
 
 /// JSON Schema (2020-12) of tenants.toml, for editors.
@@ -58,6 +58,8 @@ fn of_kind(kind: Kind) -> Json {
     match kind {
         Kind::Text => json!({ "type": "string", "minLength": 1, "maxLength": 256 }),
         Kind::Path => text("^[^~]"),
+        Kind::Repository => json!({ "type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[^~]" }),
+        Kind::Duration { .. } => text("^[0-9]+[smhd]$"),
         Kind::Name => text("^[a-z0-9-]{1,64}$"),
         Kind::Id => text("^[A-Za-z0-9_+@-][A-Za-z0-9._+@-]{0,127}$"),
         Kind::TierName => text(TIER_NAME),
@@ -123,6 +125,7 @@ pub fn reference_markdown() -> String {
                     format!("{}; {} to {}", key.doc, size_text(min), size_text(max))
                 }
                 Kind::Integer { min, max } => format!("{}; {min} to {max}", key.doc),
+                Kind::Duration { min, max } => format!("{}; {} to {}", key.doc, duration_text(min), duration_text(max)),
                 _ => key.doc.to_owned(),
             };
             out += &format!("| `{}` `{}` | `{}` | {left_out} | {doc} |\n", section.header, key.name, key.example);

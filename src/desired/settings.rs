@@ -9,7 +9,7 @@ use std::{
 use aws_lc_rs::digest;
 
 use super::{
-    Admin, Alerts, Algorithm, Desired, IsolationMode, JwtKey, PortRange, Proxy, SqSource, TlsFiles,
+    Admin, Alerts, Algorithm, Backup, Desired, IsolationMode, JwtKey, PortRange, Proxy, SqSource, TlsFiles,
     fields::Fields,
     files::{NamedFile, Use},
     keys,
@@ -24,6 +24,9 @@ const DEFAULT_PORTS: PortRange = PortRange { first: 10_001, last: 19_999 };
 const DEFAULT_SQ: &str = "0.6.0";
 /// Loopback only: to face the network is a decision.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8443);
+
+/// How a repository begins that is no directory (restic, "Preparing a new repository").
+const BACKENDS: [&str; 8] = ["sftp", "rest", "s3", "swift", "b2", "azure", "gs", "rclone"];
 
 /// The work in progress: where paths start, and what was found so far.
 struct Build<'a> {
@@ -44,6 +47,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
     let proxy = build.proxy(&proxy_fields);
     let admin_fields = root.table("admin");
     let admin = admin_fields.and_then(|fields| build.admin(fields));
+    let backup = root.table("backup").and_then(|fields| build.backup(fields));
     build.addresses(&proxy_fields, admin_fields, (!agent.is_bad("ports")).then_some(ports));
     let tiers = tenants::tiers(root);
     // A range that is no good is reported already; nothing is measured against the default in its place.
@@ -58,6 +62,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
         state_dir,
         ports,
         proxy,
+        backup,
         admin,
         tiers,
     };
@@ -144,6 +149,34 @@ impl Build<'_> {
             }
         }
         keys
+    }
+
+    fn backup(&mut self, fields: &Fields) -> Option<Backup> {
+        let password_file = self.file(fields, "password_file", Use::Secret);
+        let env_file = self.file(fields, "env_file", Use::Secret);
+        let restic = fields.path("restic").unwrap_or_else(|| "restic".into());
+        let number = |name, default| fields.number(name).unwrap_or(default);
+        let kept = |name, default| fields.number(name).and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
+        Some(Backup {
+            repository: self.repository(&fields.text("repository")?),
+            password_file: password_file?,
+            env_file,
+            every: number("every", 6 * 3_600),
+            // A bare name is looked for when it is run, so that a host without restic still serves.
+            restic: if restic.components().count() > 1 { self.join(&restic) } else { restic },
+            keep_daily: kept("keep_daily", 7),
+            keep_weekly: kept("keep_weekly", 5),
+            keep_monthly: kept("keep_monthly", 12),
+            check_every: number("check_every", 7 * 86_400),
+            test_restore_every: number("test_restore_every", 30 * 86_400),
+        })
+    }
+
+    /// A directory starts at the file's; what restic reaches by another way stays as it is written.
+    fn repository(&self, text: &str) -> String {
+        let path = text.strip_prefix("local:").unwrap_or(text);
+        let elsewhere = path.split_once(':').is_some_and(|(backend, _)| BACKENDS.contains(&backend));
+        if elsewhere { text.to_owned() } else { self.join(Path::new(path)).display().to_string() }
     }
 
     fn admin(&mut self, fields: &Fields) -> Option<Admin> {

@@ -238,6 +238,23 @@ fn settings_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn a_backup_names_where_and_by_which_secret_and_shows_none() {
+    let backup = |lines: &str| format!("[backup]\npassword_file = \"pw\"\n{lines}\n");
+    let of = |lines: &str| good(&backup(lines)).backup.unwrap();
+    let usual = of("repository = \"../vault\"");
+    assert_eq!((usual.repository.as_str(), usual.every, usual.restic.to_str()), ("/etc/sq-agent/../vault", 21_600, Some("restic")));
+    assert_eq!(usual.password_file, Path::new("/etc/sq-agent/pw"));
+    for elsewhere in ["sftp:backup@vault:/srv/sq", "s3:https://s3.example.com/bucket", "rest:https://vault.example.com/"] {
+        assert_eq!(of(&format!("repository = {elsewhere:?}")).repository, elsewhere);
+    }
+    assert_eq!(of("repository = \"v\"\nrestic = \"./bin/restic\"").restic, Path::new("/etc/sq-agent/bin/restic"));
+    let (_, _, offending, said) = problem(&backup("repository = \"rest:https://sq:hunter2@vault.example.com/\""));
+    assert!(!said.contains("hunter2") && !offending.contains("hunter2") && said.contains("env_file"), "{said}");
+    refused(&backup("repository = \"v\"\nevery = \"6 h\""), "\"6 h\"", &["a number with s, m, h or d"]);
+    refused(&backup("repository = \"v\"\nevery = \"31d\""), "\"31d\"", &["between 1s and 30d"]);
+}
+
+#[test]
 fn an_api_key_stands_once_and_never_in_the_clear() {
     let digest = "a".repeat(64);
     let twice = format!("[[tenants]]\nid = 'a'\napi_keys = ['sha256:{digest}']\n[[tenants]]\nid = 'b'\napi_keys = ['sha256:{digest}']\n");

@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::{
-    admin::status::{Status, TenantStatus},
+    admin::status::{BackupStatus, Status, TenantStatus},
     instance::isolation::{Isolation, Part},
 };
 
@@ -44,6 +44,7 @@ pub fn findings(status: &Status) -> Vec<Finding> {
             ),
         });
     }
+    findings.extend(status.backup.as_ref().map(backup));
     findings.extend(tenants(&status.tenants));
     match agent.memory_enforced.as_str() {
         "kernel" => findings.push(Finding::ok("memory limits", "held by the kernel")),
@@ -55,6 +56,27 @@ pub fn findings(status: &Status) -> Vec<Finding> {
     }
     findings.extend(agent.isolation.as_ref().map(isolation).unwrap_or_default());
     findings
+}
+
+/// Whether there is a good one that is young enough.
+fn backup(backup: &BackupStatus) -> Finding {
+    let age = |seconds| humantime::format_duration(std::time::Duration::from_secs(seconds));
+    let last = match (&backup.last_good, backup.last_good_age_seconds) {
+        (Some(at), Some(seconds)) => format!("the last good one is {} old ({at})", age(seconds)),
+        _ => "there is no good one so far".to_owned(),
+    };
+    let error = backup.last_error.as_ref().map(|error| format!("; {error}")).unwrap_or_default();
+    let remedy = "mend that, then see what `sq-agent backup` says";
+    match () {
+        () if backup.overdue => {
+            Finding::problem("backup", format!("{last}, one is due every {}{error}", age(backup.every_seconds)), remedy)
+        }
+        () if backup.last_error.is_some() => Finding::problem("backup", format!("{last}{error}"), remedy),
+        () if backup.last_good.is_none() => {
+            Finding::notice("backup", last, "the first one comes by itself; `sq-agent backup` takes it now")
+        }
+        () => Finding::ok("backup", last),
+    }
 }
 
 fn tenants(tenants: &[TenantStatus]) -> Vec<Finding> {
@@ -137,7 +159,7 @@ mod tests {
             pending_restart: vec![],
         };
         let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None };
-        Status { agent, proxy, held: None, rollout: None, tenants: vec![tenant("a", "ready", "answers")] }
+        Status { agent, proxy, held: None, rollout: None, backup: None, tenants: vec![tenant("a", "ready", "answers")] }
     }
 
     #[test]
@@ -153,6 +175,37 @@ mod tests {
         let finding = all.iter().find(|finding| finding.subject == "b").unwrap();
         assert_eq!(finding.severity, Severity::Problem);
         assert!(finding.text.contains("20 MB limit") && finding.remedy.contains("sq-agent restart b"));
+    }
+
+    #[test]
+    fn a_backup_that_is_missing_is_a_problem_and_a_young_one_is_none() {
+        let mut backup = BackupStatus {
+            repository: "/r".into(),
+            every_seconds: 3_600,
+            last_good: Some("2026-02-09T22:32:00Z".into()),
+            last_good_age_seconds: Some(60),
+            snapshot: Some("1a2b3c4d".into()),
+            last_check: None,
+            last_test_restore: None,
+            last_error: None,
+            last_error_at: None,
+            misses: 0,
+            overdue: false,
+            running: None,
+            asked: None,
+            finished: 0,
+            last_run: vec![],
+            last_run_good: true,
+        };
+        let severity = |backup: &BackupStatus| {
+            let all = findings(&Status { backup: Some(backup.clone()), ..status() });
+            all.into_iter().find(|finding| finding.subject == "backup").unwrap()
+        };
+        assert_eq!(severity(&backup).severity, Severity::Ok);
+        backup.overdue = true;
+        backup.last_error = Some("the password is wrong".into());
+        let finding = severity(&backup);
+        assert!(finding.severity == Severity::Problem && finding.text.contains("1h") && finding.text.contains("password"), "{finding:?}");
     }
 
     #[test]

@@ -1,10 +1,15 @@
 //! What the host itself permits, tried where that changes nothing.
 
-use std::{fs, net::TcpListener, path::Path};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use super::{Finding, agent};
 use crate::{
-    desired::{Desired, SqSource},
+    desired::{Backup, Desired, SqSource},
     instance::{
         binary::{self, CargoSearch},
         isolation::{Part, Wanted},
@@ -22,6 +27,7 @@ const DISK_LOW: u64 = 10;
 pub async fn findings(desired: &Desired, runs: bool) -> Vec<Finding> {
     let mut findings = vec![descriptors(), shared_memory(), disk(&desired.state_dir), sq(desired).await];
     findings.push(cgroup());
+    findings.extend(desired.backup.as_ref().map(restic));
     if !runs {
         findings.extend(desired.proxy.listen.iter().map(|address| match TcpListener::bind(address) {
             Ok(_) => Finding::ok("listen", format!("{address} is free")),
@@ -108,6 +114,25 @@ async fn sq(desired: &Desired) -> Finding {
             Ok(program) => Finding::ok("sq", format!("{} at {}", program.version, program.path.display())),
             Err(error) => Finding::problem("sq", error.to_string(), ""),
         },
+    }
+}
+
+/// The program that takes backups.
+fn restic(backup: &Backup) -> Finding {
+    match Command::new(&backup.restic).arg("version").stdin(Stdio::null()).output() {
+        Ok(said) if said.status.success() => {
+            Finding::ok("restic", String::from_utf8_lossy(&said.stdout).lines().next().unwrap_or_default().trim_start_matches("restic "))
+        }
+        Ok(said) => Finding::problem(
+            "restic",
+            format!("{} does not run: {}", backup.restic.display(), String::from_utf8_lossy(&said.stderr).trim()),
+            "name a restic that does by [backup] restic",
+        ),
+        Err(error) => Finding::problem(
+            "restic",
+            format!("{}: {error}", backup.restic.display()),
+            "`apt-get install restic`, or name it by [backup] restic",
+        ),
     }
 }
 

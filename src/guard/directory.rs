@@ -196,7 +196,7 @@ fn open_directory(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
 }
 
 /// A regular file, never a link, and never waited for (a pipe).
-fn open_file(parent: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
+pub(crate) fn open_file(parent: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?);
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }

@@ -22,6 +22,7 @@ pub mod write;
 use std::{io, path::Path, time::Duration};
 
 pub use directory::{Directory, FileError, GUARD_DIR};
+pub(crate) use directory::{copy, open_file};
 pub use lane::Lane;
 pub use target::{BadName, Call, Target};
 pub use write::{Durability, Marker, Recovered};

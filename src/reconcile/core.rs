@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    backups::Backups,
     event::{Drain, Unproved},
     guard::Held,
     health::Health,
@@ -76,6 +77,8 @@ pub struct Core<W: World> {
     pub(super) health: Health,
     pub(super) programs: Programs,
     pub(super) proxy: ProxyStatus,
+    /// Copies off this host.
+    pub(super) backups: Backups,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
     /// Instances whose row has to say `draining` before anybody looks at what is in flight.
@@ -153,6 +156,7 @@ impl<W: World> Core<W> {
         programs.want(start.desired.sq.clone());
         let proved = programs.proved().identity();
         known.values_mut().filter(|known| known.program.is_empty()).for_each(|known| known.program.clone_from(&proved));
+        let backups = Backups::new(world.records().backups()?, now);
         let fingerprint = world.fingerprint();
         let mut core = Self {
             world,
@@ -175,6 +179,7 @@ impl<W: World> Core<W> {
             health: Health::new(),
             programs,
             proxy: ProxyStatus::default(),
+            backups,
             touched: BTreeSet::new(),
             draining: Vec::new(),
             unproved: Vec::new(),
@@ -270,6 +275,7 @@ impl<W: World> Core<W> {
             self.reload(now);
             self.replan = true;
             self.world.heartbeat();
+            self.back_up(now);
         }
         if due(&mut self.timers.survey, SURVEY) {
             self.survey(now);

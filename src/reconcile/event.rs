@@ -1,6 +1,7 @@
 //! What the loop and the tasks that carry out its actions tell each other.
 
 use crate::{
+    backup::Report,
     desired::TenantId,
     guard::Recovered,
     instance::{binary::SqBinary, process::Exit, scan::Found, usage::Memory},
@@ -15,6 +16,8 @@ pub enum Event<P> {
     Looked(TenantId, u64, Look<P>),
     /// A full look at the host.
     Surveyed(Survey),
+    /// A backup off this host ended.
+    BackedUp(Report),
     /// The search for the program of this identity ended.
     Program(String, Result<SqBinary, String>),
 }

@@ -12,6 +12,7 @@ use super::{
     world::{Handle, Records, Refusal, Start, World},
 };
 use crate::{
+    backup::{self, Job, Report},
     crash_point,
     desired::{self, Desired, SqSource, TenantId},
     guard,
@@ -66,6 +67,8 @@ pub struct Host {
     asking: usize,
     reports: Reports,
     tasks: Tasks,
+    /// The backup off this host that is under way, or was last.
+    backup: Option<backup::Running>,
 }
 
 impl Host {
@@ -73,11 +76,15 @@ impl Host {
     pub(super) fn new(parts: HostParts) -> (Self, mpsc::UnboundedReceiver<Event<Arc<Process>>>) {
         let (reports, events) = mpsc::unbounded_channel();
         let pulse = Pulse::new(parts.launcher.network(), Health::LIMIT);
-        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new() }, events)
+        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new(), backup: None }, events)
     }
 
     /// Ends every task, so that nothing of this agent acts any more; the instances and their rows stay as they are.
     pub(super) async fn halt(&mut self) {
+        if let Some(mut running) = self.backup.take() {
+            // It ends within seconds; a panic of it ends it as well.
+            let _ = tokio::task::spawn_blocking(move || running.halt()).await;
+        }
         self.tasks.halt().await;
     }
 
@@ -130,6 +137,31 @@ impl World for Host {
         let settings = credentials::settings(desired).map_err(|error| error.to_string())?;
         self.parts.settings.send_replace(Arc::new(settings));
         Ok(())
+    }
+
+    fn back_up(&mut self, job: Job) {
+        let reports = self.reports.clone();
+        let report = move |report| {
+            // The loop is gone only when the agent ends.
+            let _ = reports.send(Event::BackedUp(report));
+        };
+        let number = job.number;
+        // The one before has reported, so waiting for its thread is no waiting.
+        self.backup = None;
+        match backup::start(job, self.parts.state_dir.clone(), report) {
+            Ok(running) => self.backup = Some(running),
+            Err(error) => {
+                let report = Report {
+                    number,
+                    seen: false,
+                    backup: Err(format!("no thread for it: {error}")),
+                    prune: None,
+                    check: None,
+                    test_restore: None,
+                };
+                let _ = self.reports.send(Event::BackedUp(report));
+            }
+        }
     }
 
     fn find_program(&mut self, source: &SqSource, pause: Duration) {
@@ -337,6 +369,14 @@ impl Records for Store {
             store.tombstone(id, at)
         })
         .inspect(|()| crash_point::reached("remove.noted"))
+    }
+
+    fn backups(&mut self) -> Result<Option<String>, StoreError> {
+        self.note("backups")
+    }
+
+    fn keep_backups(&mut self, kept: &str) -> Result<(), StoreError> {
+        self.set_note("backups", kept)
     }
 
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

@@ -1,12 +1,13 @@
 //! The loop: a pure plan from desired and observed, the logic around it, and the shell that does the work.
 //!
 //! Pure functions: [`plan`], [`guard`], [`backoff`], [`queue`], [`rows`], [`diff`], `health`, `port_book`, `recover`.
-//! Logic without I/O: [`core`] owns the state; `news` takes in what happened, `converge` carries out, all by the one trait [`world`].
+//! Logic without I/O: [`core`] owns the state; `news` takes in what happened, `converge` carries out, `backups` has copies made off the host, all by the one trait [`world`].
 //! Shell: [`agent`] drives it by the clock, `host` is the real world, `lifecycle` holds the tasks.
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod backoff;
+mod backups;
 pub mod converge;
 pub mod core;
 pub mod diff;

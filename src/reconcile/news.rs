@@ -25,6 +25,7 @@ impl<W: World> Core<W> {
             Event::Instance(..) => {}
             Event::Looked(id, number, look) => self.looked(&id, number, look, now),
             Event::Surveyed(survey) => self.surveyed(survey),
+            Event::BackedUp(report) => self.backed_up(&report, now),
             Event::Program(identity, found) => self.program_found(&identity, found),
         }
     }

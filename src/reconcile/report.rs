@@ -25,6 +25,7 @@ impl<W: World> Core<W> {
             Question::Observed => json(&self.observed),
             Question::Confirm(hash) => self.confirm(&hash),
             Question::Restart(id) => self.restart(&id),
+            Question::Backup { may_make } => self.ask_for_backup(may_make, now),
         }
     }
 
@@ -83,6 +84,7 @@ impl<W: World> Core<W> {
             proxy: self.proxy.clone(),
             held: self.held.clone(),
             rollout: self.rollout_status(now),
+            backup: self.backup_status(),
             tenants: self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect(),
         }
     }

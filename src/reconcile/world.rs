@@ -8,6 +8,7 @@ use std::{collections::HashMap, fmt, io, path::PathBuf, time::Duration};
 
 use super::event::{Drain, Unproved};
 use crate::{
+    backup::Job,
     desired::{Desired, SqSource, TenantId},
     instance::{
         cgroup::{Applied, CgroupLimits},
@@ -78,6 +79,8 @@ pub trait World {
     fn save_last_good(&mut self, text: &str) -> Result<(), String>;
     /// Reads keys and certificates anew and hands them to the proxy; the old ones stay in force where that fails.
     fn renew_settings(&mut self, desired: &Desired) -> Result<(), String>;
+    /// Takes a backup off this host; [`Event::BackedUp`](super::event::Event::BackedUp) says what came of it. None is under way.
+    fn back_up(&mut self, job: Job);
     /// Finds or installs the program after a pause; [`Event::Program`](super::event::Event::Program) says what came of it.
     fn find_program(&mut self, source: &SqSource, pause: Duration);
 
@@ -161,6 +164,10 @@ pub trait Records {
     fn programs(&mut self) -> Result<Option<String>, StoreError>;
     /// Keeps where the roll-out of programs stands.
     fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError>;
+    /// What was kept by [`Self::keep_backups`].
+    fn backups(&mut self) -> Result<Option<String>, StoreError>;
+    /// Keeps how the backups off this host went.
+    fn keep_backups(&mut self, kept: &str) -> Result<(), StoreError>;
     /// Notes an event for people.
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError>;
 }

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, io, panic, time::Duration};
 
 use sq_agent::{
+    backup::Job,
     desired::{Desired, SqSource, TenantId},
     instance::{
         cgroup::{Applied, CgroupLimits},
@@ -332,6 +333,10 @@ impl World for SimWorld {
         });
     }
 
+    fn back_up(&mut self, _job: Job) {
+        unreachable!("no simulated host has [backup]");
+    }
+
     fn place_proxy(&mut self, _pid: u32) {}
 
     fn reset_slot(&mut self, slot: u32) {
@@ -430,6 +435,14 @@ impl Records for SimRecords {
             }
             Ok(())
         })
+    }
+
+    fn backups(&mut self) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
+
+    fn keep_backups(&mut self, _kept: &str) -> Result<(), StoreError> {
+        Ok(())
     }
 
     fn programs(&mut self) -> Result<Option<String>, StoreError> {

@@ -13,6 +13,8 @@ pub struct Wanted {
     pub sq: std::path::PathBuf,
     /// `auto`, `required` or `off`.
     pub isolation: &'static str,
+    /// Further tables, as they stand in the file.
+    pub more: String,
     /// Every tenant by id.
     pub tenants: BTreeMap<String, WantedTenant>,
 }
@@ -75,6 +77,7 @@ body_max = "4K"
 "#,
             self.ports.0, self.ports.1, self.isolation, self.sq, self.https
         );
+        text.push_str(&self.more);
         for (id, tenant) in &self.tenants {
             write!(text, "\n[[tenants]]\nid = {id:?}\ntier = {:?}\n", tenant.tier).unwrap();
             if tenant.suspended {

@@ -7,6 +7,7 @@ mod support;
 mod agent;
 mod apart;
 mod api;
+mod backup;
 mod broken_writes;
 mod chaos;
 mod commands;

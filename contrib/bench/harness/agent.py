@@ -47,7 +47,7 @@ def free_port():
 class Agent:
     """`sq-agent run` in `directory`, serving `ids` on `self.port`."""
 
-    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto", keys=None):
+    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto", keys=None, more=""):
         self.directory = directory
         self.file = directory / "tenants.toml"
         self.state = directory / "state"
@@ -55,8 +55,9 @@ class Agent:
         self.port = free_port()
         self.name = f"bench-{os.getpid()}"
         self.isolation = isolation
-        # Further keys of some tenants, as tenants.toml writes them.
+        # Further keys of some tenants, and further tables, as tenants.toml writes them.
         self.keys = keys or {}
+        self.more = more
         key = directory / "jwt.key"
         key.touch(mode=0o600)
         key.write_text(self.secret)
@@ -104,6 +105,7 @@ secret_file = "jwt.key"
 [tiers.free]
 concurrency = 64
 """
+        text += self.more
         text += "".join(f'[[tenants]]\nid = "{tenant}"\n{self.keys.get(tenant, "")}\n' for tenant in self.ids)
         new = self.file.with_suffix(".new")
         new.write_text(text)

@@ -78,9 +78,14 @@ fn every_key_is_read_and_changes_what_is_desired() {
         // Another value, or the key left out, must mean something else; else the key is accepted and ignored.
         let other = match (key.name, key.kind) {
             ("version", _) => "\"0.6.1\"",
-            ("binary" | "state_dir" | "cert" | "key" | "secret_file" | "key_file" | "webhook_file", _) => "\"elsewhere\"",
+            (
+                "binary" | "state_dir" | "cert" | "key" | "secret_file" | "key_file" | "webhook_file" | "password_file" | "env_file"
+                | "restic",
+                _,
+            ) => "\"elsewhere\"",
             ("tier", _) => continue,
-            (_, Kind::Text | Kind::Name | Kind::Id) => "\"other\"",
+            (_, Kind::Text | Kind::Name | Kind::Id | Kind::Repository) => "\"other\"",
+            (_, Kind::Duration { .. }) => "\"7h\"",
             (_, Kind::Size { .. } | Kind::SizeOrNone { .. }) => "\"7M\"",
             (_, Kind::Percent) => "\"85%\"",
             (_, Kind::CpuOrNone) => "\"7%\"",
