@@ -254,8 +254,11 @@ async fn a_backup_that_died_with_its_agent_leaves_nothing_in_the_way_of_the_next
     host.launch().await;
     write(&host.user("ada"), WRITE, b"first").await;
     good(&host.cli(&["backup"]));
-    let stuck = "if [ \"$1\" = check ]; then echo $$ > \"$root/pid\"; \"$restic\" \"$@\" & real=$!; while ! ls \"$root\"/vault/locks/* > /dev/null 2>&1; do :; done; \
-                 kill -STOP $real; echo $real > \"$root/real\"; wait; fi; exec \"$restic\" \"$@\"";
+    // One that was too quick for it has taken its lock along, and is tried again.
+    let stuck = "if [ \"$1\" = check ]; then echo $$ > \"$root/pid\"; held() { ls \"$root\"/vault/locks/* > /dev/null 2>&1; }; \
+                 while :; do \"$restic\" \"$@\" & real=$!; while ! held && kill -0 $real 2> /dev/null; do :; done; \
+                 kill -STOP $real 2> /dev/null && held && break; kill -CONT $real 2> /dev/null; wait $real; done; \
+                 echo $real > \"$root/real\"; wait; fi; exec \"$restic\" \"$@\"";
     instead(&host, stuck);
     host.edit(|wanted| wanted.more.push_str("check_every = \"1s\"\n"));
     host.settled().await;

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use http::Method;
 use rustix::process::Signal;
-use sq_agent::guard;
+use sq_agent::{admin::status::Status, guard};
 
 use crate::support::{
     client::{Answer, Lost, Upload},
@@ -60,6 +60,8 @@ impl Broken {
     }
 
     async fn is_as_before(&self) {
+        let ready = |status: &Status| tenant(status, "ada").state == "ready";
+        self.host.within(Duration::from_secs(30), "ada is ready", ready).await;
         assert_eq!(self.user.get(READ).await.text(), OLD);
         assert_eq!(fs::read_to_string(self.phext()).unwrap(), OLD);
         assert!(!guard::is_in_doubt(&self.user_dir()).unwrap());
