@@ -24,6 +24,15 @@ fn run(command: &str, args: &[&str]) -> String {
     ran.out.trim().to_owned()
 }
 
+/// Whether this user may mount; says so where not.
+pub(crate) fn may_mount() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: only root may mount the disk that is to fail");
+    }
+    root
+}
+
 fn users(host: &Host) -> PathBuf {
     let users = host.state_dir().join("users");
     fs::create_dir_all(&users).unwrap();

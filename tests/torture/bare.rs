@@ -41,7 +41,7 @@ async fn tenant(n: usize, size: Size, state_dir: std::path::PathBuf, tally: Arc<
     let mut sq = start(&state_dir, &id).await;
     let victim = Arc::new(Victim::at(&id, size, sq.user_dir.clone()));
     let place = Arc::new(Mutex::new((sq.port, sq.key.clone())));
-    let kind = if n % 2 == 0 { Kind::Replaces } else { Kind::Appends };
+    let kind = if n.is_multiple_of(2) { Kind::Replaces } else { Kind::Appends };
     let mut writer = Writer::new(n, kind, Road::Straight(place.clone()), Arc::clone(&victim), Arc::clone(&tally), seed);
     let mut dice = Dice(seed ^ (n as u64) << 32);
     writer.prepare().await;

@@ -65,17 +65,22 @@ pub(crate) struct Replaced {
 }
 
 impl Replaced {
-    /// What is known after these reports, and perhaps as many as `unreported` writes more.
-    pub(crate) fn reported(reports: Vec<(u64, Fate)>, unreported: u64) -> Self {
+    /// What is known in the start of this number, after the reports of those before. Each has numbers of its own, and may have written as many
+    /// as `unreported` times more than it came to report.
+    pub(crate) fn reported(reports: Vec<(u64, Fate)>, start: u64, unreported: u64) -> Self {
+        /// More than any start writes.
+        const NUMBERS: u64 = 100_000;
         let mut replaced = Self::default();
+        let mut last = 0;
         for (number, fate) in reports {
             replaced.note(number, fate);
-            replaced.next = replaced.next.max(number);
+            last = last.max(number);
         }
-        for _ in 0..unreported {
-            let number = replaced.next();
-            replaced.note(number, Fate::Unknown);
+        for of in last / NUMBERS..start {
+            let first = (of * NUMBERS).max(last) + 1;
+            (first..first + unreported).for_each(|number| replaced.note(number, Fate::Unknown));
         }
+        replaced.next = start * NUMBERS;
         replaced
     }
 
@@ -114,7 +119,7 @@ pub(crate) struct Appended {
 }
 
 impl Appended {
-    /// See [`Replaced::reported`].
+    /// What is known of the scroll of one start, likewise.
     pub(crate) fn reported(reports: Vec<(u64, Fate)>, unreported: u64) -> Self {
         let mut appended =
             Self { next: reports.iter().map(|(number, _)| *number).max().unwrap_or(0), fates: reports.into_iter().collect() };

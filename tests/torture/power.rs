@@ -85,7 +85,8 @@ async fn what_was_told_before_the_power_ended_is_there() {
             let mut writer = Writer::new(n, kind, road, victim.clone(), tally.clone(), boot as u64);
             writer.wait(UP_WITHIN).await;
             if reported.contains_key(&(n, "ballast".into())) {
-                writer.remember(Replaced::reported(reported.remove(&(n, "replaced".into())).unwrap_or_default(), UNREPORTED), Vec::new());
+                let replaced = reported.remove(&(n, "replaced".into())).unwrap_or_default();
+                writer.remember(Replaced::reported(replaced, boot as u64, UNREPORTED), Vec::new());
                 let appended = (1..boot).map(|scroll| reported.remove(&(n, format!("appended-{scroll}"))).unwrap_or_default());
                 let appended = appended.map(|reported| Appended::reported(reported, UNREPORTED)).collect();
                 if kind == Kind::Appends {
@@ -94,6 +95,7 @@ async fn what_was_told_before_the_power_ended_is_there() {
                 writer.check(true).await;
             } else if kind == Kind::Replaces {
                 writer.prepare().await;
+                writer.remember(Replaced::reported(Vec::new(), boot as u64, 0), Vec::new());
                 diary.note(n, "ballast", 1, Fate::Acknowledged);
             }
             writer.report_to(diary.clone());
