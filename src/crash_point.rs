@@ -8,7 +8,7 @@
 pub const VARIABLE: &str = "SQ_AGENT_CRASH_AT";
 
 /// Every place, in the order of a life.
-pub const POINTS: [&str; 30] = [
+pub const POINTS: [&str; 38] = [
     "file.kept",        // tenants.toml is in force, its last good copy kept
     "take_in.noted",    // a new tenant has its slot and what is in force for it
     "apply.noted",      // a known tenant's limits are noted
@@ -31,6 +31,14 @@ pub const POINTS: [&str; 30] = [
     "remove.noted",     // a removed tenant has given up its port
     "remove.cgroup",    // its cgroup is gone
     "roll_out.kept",    // where a roll-out stands is kept
+    "snapshot.copied",  // a snapshot's files are copied
+    "snapshot.packed",  // and packed
+    "snapshot.named",   // it counts from here on
+    "restore.unpacked", // a snapshot lies beside what it is to replace
+    "restore.kept",     // what is there is kept
+    "restore.replaced", // one file is replaced
+    "restore.done",     // all are
+    "restore.told",     // the loop knows
     "proxy.spawned",    // a proxy process exists
     "proxy.serves",     // it serves
     "heir.ready",       // a new program could take over

@@ -16,7 +16,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::status::{Failure, UpgradeRequest};
+use super::status::{Failure, RestoreRequest, UpgradeRequest};
 use crate::desired::TenantId;
 
 /// What a command asks of the loop.
@@ -35,6 +35,19 @@ pub enum Question {
         /// It may.
         may_make: bool,
     },
+    /// `POST /snapshot/ID`.
+    Snapshot(TenantId),
+    /// `POST /restore`.
+    Restore(RestoreRequest),
+}
+
+/// What the loop says to a question.
+#[derive(Debug)]
+pub enum Reply {
+    /// This.
+    Now(Answer),
+    /// What it says once the work of this number has ended.
+    Later(u64),
 }
 
 /// `POST /upgrade`: hand the host over to the program at this path. It is not the loop that answers, since the loop ends by it.
@@ -135,6 +148,11 @@ async fn respond(request: Request<Incoming>, desk: Desk) -> Result<Response<Full
             Ok(exe) => ask(&desk.upgrades, exe).await,
             Err(failure) => Err(failure),
         }
+    } else if request.method() == Method::POST && request.uri().path() == "/restore" {
+        match body_of::<RestoreRequest>(request, "a tenant and the name of a snapshot").await {
+            Ok(wish) => ask(&desk.questions, Question::Restore(wish)).await,
+            Err(failure) => Err(failure),
+        }
     } else {
         match question(request.method(), request.uri().path()) {
             Ok(question) => ask(&desk.questions, question).await,
@@ -160,10 +178,21 @@ async fn ask<Q>(to: &mpsc::Sender<(Q, oneshot::Sender<Answer>)>, question: Q) ->
 }
 
 async fn upgrade_request(request: Request<Incoming>) -> Result<PathBuf, (StatusCode, String)> {
-    let bad = |error: String| (StatusCode::BAD_REQUEST, format!("POST /upgrade wants {{\"exe\": \"/path/to/sq-agent\"}}: {error}"));
+    const WANTS: &str = "{\"exe\": \"/path/to/sq-agent\"}";
+    let UpgradeRequest { exe } = body_of(request, WANTS).await?;
+    if exe.is_absolute() {
+        Ok(exe)
+    } else {
+        Err((StatusCode::BAD_REQUEST, format!("POST /upgrade wants {WANTS}: the path must be absolute")))
+    }
+}
+
+/// The JSON of a question; `wants` says what it should be.
+async fn body_of<T: serde::de::DeserializeOwned>(request: Request<Incoming>, wants: &str) -> Result<T, (StatusCode, String)> {
+    let path = request.uri().path().to_owned();
+    let bad = |error: String| (StatusCode::BAD_REQUEST, format!("POST {path} wants {wants}: {error}"));
     let body = Limited::new(request.into_body(), MAX_BODY).collect().await.map_err(|error| bad(error.to_string()))?;
-    let UpgradeRequest { exe } = serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(error.to_string()))?;
-    if exe.is_absolute() { Ok(exe) } else { Err(bad("the path must be absolute".into())) }
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(error.to_string()))
 }
 
 fn stopping() -> (StatusCode, String) {
@@ -176,13 +205,16 @@ fn question(method: &Method, path: &str) -> Result<Question, (StatusCode, String
         (&Method::GET, Some("status"), None) => Ok(Question::Status),
         (&Method::GET, Some("observed"), None) => Ok(Question::Observed),
         (&Method::POST, Some("confirm"), Some(hash)) => Ok(Question::Confirm(hash.to_owned())),
-        (&Method::POST, Some("restart"), Some(id)) => {
-            TenantId::parse(id).map(Question::Restart).map_err(|error| (StatusCode::BAD_REQUEST, format!("{id:?}: {error}")))
-        }
+        (&Method::POST, Some("restart"), Some(id)) => tenant(id).map(Question::Restart),
+        (&Method::POST, Some("snapshot"), Some(id)) => tenant(id).map(Question::Snapshot),
         (&Method::POST, Some("backup"), None) => Ok(Question::Backup { may_make: false }),
         (&Method::POST, Some("backup"), Some("init")) => Ok(Question::Backup { may_make: true }),
         _ => Err((StatusCode::NOT_FOUND, format!("{method} {path}: this agent knows no such question; is it of another version?"))),
     }
+}
+
+fn tenant(id: &str) -> Result<TenantId, (StatusCode, String)> {
+    TenantId::parse(id).map_err(|error| (StatusCode::BAD_REQUEST, format!("{id:?}: {error}")))
 }
 
 #[cfg(test)]
@@ -194,6 +226,7 @@ mod tests {
         assert_eq!(question(&Method::GET, "/status"), Ok(Question::Status));
         assert_eq!(question(&Method::POST, "/confirm/abc"), Ok(Question::Confirm("abc".into())));
         assert_eq!(question(&Method::POST, "/restart/a@b.c"), Ok(Question::Restart(TenantId::parse("a@b.c").unwrap())));
+        assert_eq!(question(&Method::POST, "/snapshot/a"), Ok(Question::Snapshot(TenantId::parse("a").unwrap())));
         assert_eq!(question(&Method::POST, "/restart/../x").unwrap_err().0, StatusCode::BAD_REQUEST);
         assert_eq!(question(&Method::POST, "/backup"), Ok(Question::Backup { may_make: false }));
         assert_eq!(question(&Method::POST, "/backup/init"), Ok(Question::Backup { may_make: true }));

@@ -4,7 +4,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{instance::isolation::Isolation, reconcile::guard::Held};
+use crate::{
+    desired::TenantId,
+    instance::isolation::Isolation,
+    reconcile::guard::Held,
+    snapshot::{Listed, Name, Restored, Taken},
+};
 
 /// The whole answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,4 +177,75 @@ pub struct UpgradeRequest {
 pub struct Failure {
     /// What is wrong and what to do.
     pub detail: String,
+}
+
+/// What `sq-agent restore` asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// Whose snapshot.
+    pub from: TenantId,
+    /// Which one.
+    pub name: Name,
+    /// Only this file of it.
+    pub file: Option<String>,
+    /// Whose phexts are replaced.
+    pub to: TenantId,
+}
+
+/// What came of `sq-agent snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotAnswer {
+    /// In a sentence.
+    pub detail: String,
+    /// The new snapshot; none where nothing has changed.
+    pub made: Option<Listed>,
+    /// How long a write may have waited for it, microseconds.
+    pub in_lane_us: Option<u64>,
+}
+
+impl SnapshotAnswer {
+    pub(crate) fn of(id: &TenantId, taken: &Taken) -> Self {
+        match taken {
+            Taken::Made(listed, in_lane) => Self {
+                detail: format!("{id}: snapshot {} of {} files", listed.time, listed.files),
+                made: Some(listed.clone()),
+                in_lane_us: u64::try_from(in_lane.as_micros()).ok(),
+            },
+            Taken::Unchanged(name) => Self::nothing(format!("{id}: unchanged since the snapshot of {}", name.time())),
+            Taken::Nothing => Self::nothing(format!("{id}: there is no phext yet")),
+        }
+    }
+
+    fn nothing(detail: String) -> Self {
+        Self { detail, made: None, in_lane_us: None }
+    }
+}
+
+/// What came of `sq-agent restore`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreAnswer {
+    /// In a sentence.
+    pub detail: String,
+    /// Files that were put back.
+    pub files: usize,
+    /// Their length together, bytes.
+    pub bytes: u64,
+    /// Files that were removed, since the snapshot has none of that name.
+    pub removed: usize,
+    /// Time of the snapshot that holds what was there before; none where that was nothing.
+    pub before: Option<String>,
+}
+
+impl RestoreAnswer {
+    pub(crate) fn of(id: &TenantId, restored: &Restored) -> Self {
+        let Restored { files, bytes, removed, kept } = restored;
+        let before = match kept {
+            Taken::Made(listed, _) => Some(listed.time.clone()),
+            Taken::Unchanged(name) => Some(name.time()),
+            Taken::Nothing => None,
+        };
+        let back = before.as_ref().map_or(String::new(), |time| format!("; what was there before is the snapshot of {time}"));
+        let gone = if *removed > 0 { format!(", {removed} removed") } else { String::new() };
+        Self { detail: format!("{id}: {files} files put back{gone}{back}"), files: *files, bytes: *bytes, removed: *removed, before }
+    }
 }

@@ -13,8 +13,11 @@ mod plan;
 mod proxy;
 mod restart;
 mod restore;
+mod restore_all;
 mod run;
 mod schema;
+mod snapshot;
+mod snapshots;
 mod status;
 mod table;
 mod token;
@@ -68,7 +71,11 @@ enum Command {
     Restart(restart::Args),
     /// Take a backup off this host now, and wait for it
     Backup(backup::Args),
-    /// Bring texts back from a backup
+    /// Take a snapshot of a tenant's phexts
+    Snapshot(snapshot::Args),
+    /// List a tenant's snapshots
+    Snapshots(snapshots::Args),
+    /// Put a tenant's phexts back as a snapshot has them, or everybody's from a backup
     Restore(restore::Args),
     /// Hand the host over to a new sq-agent, without a failed request
     Upgrade(upgrade::Args),
@@ -114,6 +121,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&args, &find()?),
         Command::Restart(args) => restart::run(&args, &load(&find()?)?),
         Command::Backup(args) => backup::run(&args, &load(&find()?)?),
+        Command::Snapshot(args) => snapshot::run(&args, &load(&find()?)?),
+        Command::Snapshots(args) => snapshots::run(&args, &load(&find()?)?),
         Command::Restore(args) => restore::run(&args, &load(&find()?)?),
         Command::Upgrade(args) => upgrade::run(&args, &load(&find()?)?),
         Command::Token(args) => token::run(&args, &load(&find()?)?),

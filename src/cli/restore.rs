@@ -1,48 +1,82 @@
-//! `sq-agent restore`.
+//! `sq-agent restore ID`, and `restore --all`.
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+
+use super::{
+    restore_all,
+    snapshot::{PATIENCE, alone, tenant},
+};
 use crate::{
-    backup::restore_all::{Restored, Which, restore_all},
+    admin::{
+        client::{self, AskError},
+        status::{RestoreAnswer, RestoreRequest},
+    },
     desired::Desired,
+    instance::scan,
+    snapshot::{self, Name, RestoreOrder, phext_file},
+    store::unix_now,
 };
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  sq-agent restore --all                            # the newest backup of this host, onto an empty machine\n  sq-agent restore --all --at 2026-02-09T22:32:00Z  # as it stood then; also 2026-02-09, or 2h for two hours ago\n\nExit: 0 all of it is back, 1 nothing was changed."
+    after_help = "Example:\n  sq-agent restore user1@example.com                             # as the newest snapshot has it\n  sq-agent restore user1@example.com --at 2026-11-24T18:00:00Z   # as it was then: the newest at or before that\n  sq-agent restore user1@example.com --phext diary               # only that one\n  sq-agent restore user1@example.com --as user2@example.com      # into another tenant\n  sq-agent restore --all                                         # everybody, from the newest backup, onto a machine that has none\n  sq-agent restore --all --at 2h                                 # as it stood two hours ago; also a day or a time\n\nRequests wait meanwhile, for about a second. What is replaced is kept as a snapshot; `--at` with its time undoes the restore."
 )]
 pub(super) struct Args {
+    /// Whose snapshot
+    #[arg(required_unless_present = "all")]
+    id: Option<String>,
     /// Everybody's texts, from the repository that [backup] names, onto a host that has none
-    #[arg(long, required = true)]
+    #[arg(long, conflicts_with_all = ["id", "phext", "other", "json"])]
     all: bool,
-    /// As they stood at this time
-    #[arg(long, value_name = "TIME", requires = "all")]
-    at: Option<String>,
-    /// The backup of this host [default: this one, or the only one]
+    /// With --all: the backup of this host [default: this one, or the only one]
     #[arg(long, requires = "all")]
     host: Option<String>,
+    /// A time as `sq-agent snapshots` shows it, or its beginning [default: the newest that no restore made]
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+    /// Only this phext, named as in ?p=
+    #[arg(long, value_name = "NAME")]
+    phext: Option<String>,
+    /// The tenant whose phexts are replaced [default: the same]
+    #[arg(long = "as", value_name = "OTHER-ID")]
+    other: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
-    debug_assert!(args.all, "clap requires it");
-    let which = Which { host: args.host.as_deref(), at: args.at.as_deref() };
-    let restored = restore_all(desired, which, &|line| anstream::eprintln!("{line}"))?;
-    print_all(&restored, desired);
+    let Some(id) = args.id.as_deref().filter(|_| !args.all) else {
+        return restore_all::run(args.host.as_deref(), args.at.as_deref(), desired);
+    };
+    let from = tenant(id)?;
+    let to = args.other.as_deref().map_or_else(|| Ok(from.clone()), tenant)?;
+    anyhow::ensure!(desired.tenants.contains_key(&to), "{to} is not in tenants.toml: add it there, or name another one with --as");
+    let names: Vec<Name> = snapshot::list(&desired.user_dir(&from))?.into_iter().map(|listed| listed.name).collect();
+    let name = snapshot::choose(&names, args.at.as_deref()).with_context(|| from.to_string())?;
+    let file = args.phext.as_deref().map(phext_file);
+    let wish = RestoreRequest { from, name, file, to };
+    let answer = match client::ask_with(&desired.state_dir, "POST", "/restore", &serde_json::to_vec(&wish)?, PATIENCE) {
+        Err(AskError::NotRunning(_)) => without_agent(wish, desired)?,
+        answer => serde_json::from_slice(&answer?)?,
+    };
+    if args.json {
+        anstream::println!("{}", serde_json::to_string(&answer)?);
+    } else {
+        anstream::println!("{}", answer.detail);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_all(restored: &Restored, desired: &Desired) {
-    let Restored { host, snapshot, when, tenants, not_named, tenants_file, token_secret } = restored;
-    let state_dir = desired.state_dir.display();
-    anstream::println!("the texts of {} tenants are back in {state_dir}: snapshot {snapshot} of {host}, taken {when}", tenants.len());
-    if *token_secret {
-        anstream::println!("the tokens of before stay good: {state_dir}/jwt.key is back");
+fn without_agent(wish: RestoreRequest, desired: &Desired) -> anyhow::Result<RestoreAnswer> {
+    let _lock = alone(&desired.state_dir)?;
+    let RestoreRequest { from, name, file, to } = wish;
+    if let Some(lives) = scan::scan(&desired.state_dir)?.into_iter().find(|found| found.id == to) {
+        anyhow::bail!("the sq of {to} still runs (pid {}) without an agent: start one with `sq-agent run`, then restore", lives.pid);
     }
-    if let Some(file) = tenants_file {
-        anstream::println!("the tenants.toml of then: {}", file.display());
-    }
-    if !not_named.is_empty() {
-        anstream::println!("{} of them are not in the tenants.toml in use, and so will not be served", not_named.len());
-    }
-    anstream::println!("`sq-agent run` serves them");
+    let (from, to_dir) = (desired.user_dir(&from), desired.user_dir(&to));
+    let order = RestoreOrder { from, name, file, to: to_dir, keep: desired.snapshots.clone(), now: unix_now() };
+    Ok(RestoreAnswer::of(&to, &snapshot::restore(&order).with_context(|| to.to_string())?))
 }

@@ -75,7 +75,8 @@ const fn section(name: &'static str, header: &'static str, keys: &'static [Key])
 }
 
 /// Every table of the file, the file itself first.
-pub(crate) static SECTIONS: [&Section; 12] = [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &JWT, &TIER, &TENANT, &BACKUP, &ADMIN, &ALERTS, &DISCORD];
+pub(crate) static SECTIONS: [&Section; 13] =
+    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &ADMIN, &ALERTS, &DISCORD];
 
 use Need::{Default, Optional, Required};
 
@@ -86,6 +87,7 @@ pub(crate) static ROOT: Section = section("file", "the file", &[
     key("proxy", Kind::Table(&PROXY), Optional("the defaults below"), "", "the HTTPS front"),
     key("tiers", Kind::Named(&TIER), Optional("one tier, `free`: 20M, 10%, 100/m, burst 20"), "", "named sets of limits"),
     key("tenants", Kind::Tables(&TENANT), Optional("nobody is served"), "", "who is served"),
+    key("snapshots", Kind::Table(&SNAPSHOTS), Optional("the defaults below"), "", "how many snapshots of each tenant are kept"),
     key("backup", Kind::Table(&BACKUP), Optional("nothing leaves this host"), "", "copies off this host, by restic"),
     key("admin", Kind::Table(&ADMIN), Optional("no TCP listener, only the agent's socket"), "", "the admin API"),
     key("alerts", Kind::Table(&ALERTS), Optional("the defaults below"), "", "when and where to raise an alarm"),
@@ -161,6 +163,17 @@ pub(crate) static TENANT: Section = Section { name: "tenant", header: "[[tenants
     key("api_keys", Kind::List(&Kind::Digest), Default("[]"), "[\"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"]", "SHA-256 digests of its API keys"),
     key("tokens_valid_after", Kind::Moment, Optional("tokens of any age"), "2026-02-09T22:32:00Z", "revokes all tokens issued before"),
 ] };
+
+/// More snapshots of a tenant than this are no help to a person who looks for one.
+const MAX_SNAPSHOTS: u64 = 1_000;
+
+#[rustfmt::skip]
+pub(crate) static SNAPSHOTS: Section = section("snapshots", "[snapshots]", &[
+    key("hourly", Kind::Integer { min: 0, max: MAX_SNAPSHOTS }, Default("24"), "24", "snapshots kept of each tenant, one an hour in which something changed; 0 makes none by the hour"),
+    key("daily", Kind::Integer { min: 0, max: MAX_SNAPSHOTS }, Default("7"), "14", "the last one of so many days; those taken for a reason of their own (asked for, before a restore) stay as long"),
+    key("weekly", Kind::Integer { min: 0, max: MAX_SNAPSHOTS }, Default("4"), "8", "the last one of so many weeks"),
+    key("max_size", Kind::Size { min: MIB, max: 1024 * GIB }, Default("\"256M\""), "\"1G\"", "of each tenant's together; the oldest go first, the newest stays"),
+]);
 
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;

@@ -298,6 +298,19 @@ pub struct Alerts {
     pub discord_webhook_file: Option<PathBuf>,
 }
 
+/// `[snapshots]`: how many of each tenant's are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshots {
+    /// `hourly`: of the last so many hours that have one; at 0 none are made by the hour.
+    pub hourly: u32,
+    /// `daily`.
+    pub daily: u32,
+    /// `weekly`.
+    pub weekly: u32,
+    /// `max_size`, bytes a tenant.
+    pub max_size: u64,
+}
+
 /// Inclusive range of TCP ports for instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRange {
@@ -342,6 +355,8 @@ pub struct Desired {
     pub admin: Option<Admin>,
     /// `[alerts]`.
     pub alerts: Alerts,
+    /// `[snapshots]`.
+    pub snapshots: Snapshots,
     /// `[tiers.NAME]`.
     pub tiers: BTreeMap<String, Limits>,
     /// `[[tenants]]` by id.

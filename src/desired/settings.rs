@@ -9,7 +9,7 @@ use std::{
 use aws_lc_rs::digest;
 
 use super::{
-    Admin, Alerts, Algorithm, Backup, Desired, IsolationMode, JwtKey, PortRange, Proxy, SqSource, TlsFiles,
+    Admin, Alerts, Algorithm, Backup, Desired, IsolationMode, JwtKey, PortRange, Proxy, Snapshots, SqSource, TlsFiles,
     fields::Fields,
     files::{NamedFile, Use},
     keys,
@@ -57,6 +57,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
         isolation: agent.isolation("isolation").unwrap_or(IsolationMode::Auto),
         sq: build.sq(&table("sq", &keys::SQ)),
         alerts: build.alerts(&table("alerts", &keys::ALERTS)),
+        snapshots: snapshots(&table("snapshots", &keys::SNAPSHOTS)),
         tenants: tenants::tenants(root, &tiers, (given, agent.span_of("ports")), build.found),
         hash: hash(text),
         state_dir,
@@ -213,6 +214,16 @@ impl Build<'_> {
             }
             seen.push((address, span));
         }
+    }
+}
+
+fn snapshots(fields: &Fields) -> Snapshots {
+    let count = |name, default| fields.number(name).and_then(|count| u32::try_from(count).ok()).unwrap_or(default);
+    Snapshots {
+        hourly: count("hourly", 24),
+        daily: count("daily", 7),
+        weekly: count("weekly", 4),
+        max_size: fields.number("max_size").unwrap_or(256 << 20),
     }
 }
 

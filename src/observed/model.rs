@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::Moment;
-use crate::desired::{Tenant, TenantId};
+use crate::{
+    desired::{Tenant, TenantId},
+    snapshot::{Name, Reason},
+};
 
 /// Everything the plan may know of the world.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -48,6 +51,15 @@ pub struct Known {
     pub unhealthy: bool,
     /// A write to it broke off, and what that left is put back before the next start.
     pub in_doubt: bool,
+    /// A snapshot of it is to be put back.
+    #[serde(default)]
+    pub restore: Option<Restore>,
+    /// What is done with its files now: nothing of it runs, and nothing is started meanwhile.
+    #[serde(default)]
+    pub files: Option<FileWork>,
+    /// What its phexts were kept for since its latest start, or were tried to.
+    #[serde(default)]
+    pub kept: Option<Reason>,
     /// The latest write that broke off and was put back: before which start, and in words.
     pub undone: Option<(u64, String)>,
     /// Its limits changed to what the running instance cannot be held to: it uses too much.
@@ -80,6 +92,9 @@ impl Known {
             restart_wanted: false,
             unhealthy: false,
             in_doubt: false,
+            restore: None,
+            files: None,
+            kept: None,
             undone: None,
             limits_pending: false,
             over_memory: None,
@@ -89,6 +104,34 @@ impl Known {
             last_exit: None,
         }
     }
+}
+
+/// A snapshot that is to be put back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// Names this wish to whoever waits for it.
+    pub number: u64,
+    /// Whose snapshot.
+    pub from: TenantId,
+    /// Which one.
+    pub name: Name,
+    /// Only this file of it.
+    pub file: Option<String>,
+}
+
+/// What is done with a tenant's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileWork {
+    /// A snapshot is taken.
+    Keep {
+        /// Names this piece of work.
+        number: u64,
+        /// Why.
+        reason: Reason,
+    },
+    /// One is put back.
+    Restore,
 }
 
 /// Where a tenant's instance stands. `Starting` and `Stopping` are the one action that may be in flight.
@@ -149,6 +192,8 @@ pub enum StopReason {
     OverMemory,
     /// A write broke off, and what it left has to be put back.
     InDoubt,
+    /// A snapshot is to be put back.
+    Restore,
     /// Three probes in a row failed.
     FailedProbes,
     /// A process of this tenant that no record proves to be ours.
@@ -173,6 +218,7 @@ impl StopReason {
             Self::LimitsChanged => "its memory limit was lowered below what it uses",
             Self::OverMemory => "it used more memory than its limit: raise memory_max or lower body_max",
             Self::InDoubt => "a write broke off: the text is put back as it was",
+            Self::Restore => "a snapshot is put back",
             Self::FailedProbes => "three probes in a row failed",
             Self::Unproved => "no record proves this process to be ours",
             Self::Shutdown => "the agent stops",

@@ -1,12 +1,12 @@
 //! The agent on a real host: drives the loop's logic by tokio's clock and channels.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{core::Core, event::Event, host::Host};
 use crate::{
-    admin::server::Asked,
+    admin::server::{Answer, Asked, Reply},
     instance::{Process, binary::SqBinary},
     observed::Moment,
     proxy::supervisor::ProxyEvent,
@@ -54,9 +54,14 @@ impl Agent {
     /// Converges until it is told to stop; then everything it started has ended, except where a second signal cut that short.
     /// After [`Signal::HandOver`] everything goes on, its rows stay in force, and nothing of this agent acts any more.
     pub async fn run(mut self, mut inputs: Inputs) -> Self {
+        let mut waiting = HashMap::new();
         loop {
             let now = Moment::now();
             self.core.round(now);
+            for (number, answer) in self.core.take_answers() {
+                // A command that did not wait for its answer is no error.
+                let _ = waiting.remove(&number).map(|sender: oneshot::Sender<Answer>| sender.send(answer));
+            }
             self.settled.send_if_modified(|settled| std::mem::replace(settled, self.core.is_settled()) != self.core.is_settled());
             if self.core.is_over() {
                 return self;
@@ -74,8 +79,10 @@ impl Agent {
                 Some(()) = inputs.changed.recv() => self.core.reload(Moment::now()),
                 Some(event) = inputs.proxy.recv() => self.core.hear_proxy(event, Moment::now()),
                 Some((question, answer)) = inputs.questions.recv() => {
-                    // A command that did not wait for its answer is no error.
-                    let _ = answer.send(self.core.answer(question, Moment::now()));
+                    match self.core.answer(question, Moment::now()) {
+                        Reply::Now(said) => _ = answer.send(said),
+                        Reply::Later(number) => _ = waiting.insert(number, answer),
+                    }
                 }
                 Some(signal) = inputs.signals.recv() => match signal {
                     Signal::Reload => self.core.read_all_again(Moment::now()),

@@ -28,6 +28,8 @@ impl<W: World> Core<W> {
                 Action::Apply(id) => self.apply(&id),
                 Action::Start(id) => self.queue.push(&id),
                 Action::Stop(id, why) => self.begin_stop(&id, why, now),
+                Action::Keep(id, reason) => self.keep_before(&id, reason),
+                Action::Restore(id) => self.begin_restore(&id),
                 Action::Look(id) => self.begin_look(&id),
                 Action::Leave(id) => self.leave(&id),
                 Action::Forget(id) => self.forget(&id, now),
@@ -156,6 +158,7 @@ impl<W: World> Core<W> {
         known.restart_wanted = false;
         known.unhealthy = false;
         known.in_doubt = false;
+        known.kept = None;
         known.limits_pending = false;
         known.over_memory = None;
         let (slot, limits) = (known.slot, CgroupLimits::of(&known.spec.limits));

@@ -16,6 +16,7 @@ use super::{
     guard::Held,
     health::Health,
     intake::{self, Intake, Taken},
+    keeping::Keeping,
     plan::{self, Action},
     port_book::PortBook,
     programs::{Kept, Programs},
@@ -79,6 +80,7 @@ pub struct Core<W: World> {
     pub(super) proxy: ProxyStatus,
     /// Copies off this host.
     pub(super) backups: Backups,
+    pub(super) keeping: Keeping,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
     /// Instances whose row has to say `draining` before anybody looks at what is in flight.
@@ -180,6 +182,7 @@ impl<W: World> Core<W> {
             programs,
             proxy: ProxyStatus::default(),
             backups,
+            keeping: Keeping::new(now),
             touched: BTreeSet::new(),
             draining: Vec::new(),
             unproved: Vec::new(),
@@ -233,6 +236,7 @@ impl<W: World> Core<W> {
             self.converge(now);
         }
         self.begin_starts(now);
+        self.begin_keeping();
         if self.settled(now) || !self.draining.is_empty() || !self.unproved.is_empty() {
             self.publish(now);
         }
@@ -274,6 +278,7 @@ impl<W: World> Core<W> {
         if due(&mut self.timers.tick, TICK) {
             self.reload(now);
             self.replan = true;
+            self.keep_by_the_hour(now);
             self.world.heartbeat();
             self.back_up(now);
         }
@@ -297,7 +302,9 @@ impl<W: World> Core<W> {
     pub fn is_over(&self) -> bool {
         let at_once = self.phase == Phase::StoppingAtOnce;
         let gone = |known: &Known| known.state == State::Absent || (at_once && known.state == State::Unknown);
-        self.is_stopping() && self.observed.known.values().all(gone)
+        // Whoever comes next may start what its files are being replaced for.
+        let at_work = |known: &Known| known.files.is_some();
+        self.is_stopping() && self.observed.known.values().all(|known| gone(known) && !at_work(known))
     }
 
     pub(super) fn is_stopping(&self) -> bool {

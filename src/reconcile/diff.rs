@@ -6,6 +6,7 @@ use super::plan::Action;
 use crate::{
     desired::{Desired, Limits, Tenant, TenantId, size_text},
     observed::{Known, Moment, Observed, Running, State},
+    snapshot::Reason,
 };
 
 /// What happens to one tenant.
@@ -83,11 +84,12 @@ pub fn changes(desired: &Desired, observed: &Observed, actions: &[Action]) -> Ve
     for action in actions {
         match action {
             Action::Apply(id) => changes.extend(applied(desired, observed, id)),
-            Action::Start(id) => push_unless_told(&mut changes, id, Kind::Start),
+            // What is kept before another program starts; the start follows.
+            Action::Start(id) | Action::Keep(id, Reason::BeforeProgramChange) => push_unless_told(&mut changes, id, Kind::Start),
             Action::Stop(id, _) => push_unless_told(&mut changes, id, Kind::Restart),
             Action::Leave(id) => changes.push(change(id, Kind::Remove)),
             Action::Hold(held) => changes.extend(held.removals.iter().map(|id| change(id, Kind::Held))),
-            Action::Look(_) | Action::Forget(_) => {}
+            Action::Look(_) | Action::Forget(_) | Action::Keep(..) | Action::Restore(_) => {}
         }
     }
     changes.sort_by(|a, b| (a.kind, &a.id).cmp(&(b.kind, &b.id)));

@@ -5,6 +5,7 @@ use crate::{
     desired::TenantId,
     guard::Recovered,
     instance::{binary::SqBinary, process::Exit, scan::Found, usage::Memory},
+    snapshot::{Restored, Taken},
 };
 
 /// News for the loop. `P` is a handle on a process.
@@ -18,8 +19,23 @@ pub enum Event<P> {
     Surveyed(Survey),
     /// A backup off this host ended.
     BackedUp(Report),
+    /// A write to a tenant of whom nothing runs had broken off, and the text is as it was.
+    Undone(TenantId, Recovered),
+    /// The snapshot of this number ended.
+    Kept(u64, TenantId, Result<Taken, NotKept>),
+    /// The restore of this number ended; or why not, in words.
+    Restored(u64, TenantId, Result<Restored, String>),
     /// The search for the program of this identity ended.
     Program(String, Result<SqBinary, String>),
+}
+
+/// Why no snapshot was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotKept {
+    /// In words.
+    pub why: String,
+    /// The disk is too full.
+    pub no_room: bool,
 }
 
 /// How an instance changed.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     backup::{self, Job, Report},
     crash_point,
-    desired::{self, Desired, SqSource, TenantId},
+    desired::{self, Desired, Snapshots, SqSource, TenantId},
     guard,
     instance::{
         Process, binary,
@@ -29,10 +29,11 @@ use crate::{
         usage::Memory,
     },
     instance_key,
-    observed::{Moment, monotonic},
+    observed::{Moment, Restore, monotonic},
     proxy::{credentials, settings::Settings},
     route::{Activity, Row, TableError, TableWriter},
     secret::Secret,
+    snapshot::{Reason, RestoreOrder, SnapshotOrder},
     store::{InstanceRecord, Store, StoreError, TenantRecord, unix_now},
 };
 
@@ -225,6 +226,18 @@ impl World for Host {
             // Cancelled only when nobody waits for the news any more.
             let _ = tokio::task::spawn_blocking(move || gate.pass(survey)).await;
         });
+    }
+
+    fn keep(&mut self, number: u64, id: &TenantId, reason: Reason, keep: &Snapshots) {
+        let order = SnapshotOrder { user_dir: self.user_dir(id), reason, keep: keep.clone(), now: unix_now() };
+        self.tasks.spawn(lifecycle::keep(number, id.clone(), order, self.tasks.gate(), self.reports.clone()));
+    }
+
+    fn restore(&mut self, id: &TenantId, restore: &Restore, keep: &Snapshots) {
+        let Restore { number, from, name, file } = restore.clone();
+        let (from, to) = (self.user_dir(&from), self.user_dir(id));
+        let order = RestoreOrder { from, name, file, to, keep: keep.clone(), now: unix_now() };
+        self.tasks.spawn(lifecycle::restore(number, id.clone(), order, self.tasks.gate(), self.reports.clone()));
     }
 
     fn signal(&mut self, process: &Arc<Process>, signal: StopSignal) -> io::Result<()> {

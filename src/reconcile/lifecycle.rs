@@ -10,7 +10,7 @@ use std::{
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
 use super::{
-    event::{Change, Drain, Event, Look, NotStarted, Survey, Unproved},
+    event::{Change, Drain, Event, Look, NotKept, NotStarted, Survey, Unproved},
     tasks::Gate,
 };
 use crate::{
@@ -32,6 +32,7 @@ use crate::{
     instance_key,
     route::Activity,
     secret::Secret,
+    snapshot::{self, RestoreOrder, SnapshotOrder},
 };
 
 /// An sq that is not ready by then is broken: the p99 of a start is about 20 ms alone and 300 ms in a crowd (sq-facts).
@@ -204,6 +205,47 @@ pub(super) async fn stop_all(processes: &[Arc<Process>]) -> Option<Exit> {
         exit = Some(stop::stop(process, TERM_GRACE).await);
     }
     exit
+}
+
+/// Nothing of the tenant runs: what a broken write left is put back before its files are looked at.
+fn undo(user_dir: &Path, id: TenantId, reports: &Reports) -> Result<(), String> {
+    if let Some(recovered) = recover(user_dir)? {
+        let _ = reports.send(Event::Undone(id, recovered));
+    }
+    Ok(())
+}
+
+/// Takes a snapshot.
+pub(super) async fn keep(number: u64, id: TenantId, order: SnapshotOrder, gate: Gate, reports: Reports) {
+    let (undone, whose) = (reports.clone(), id.clone());
+    let work = move || {
+        if order.reason.is_at_rest() {
+            undo(&order.user_dir, whose, &undone).map_err(|why| NotKept { no_room: false, why })?;
+        }
+        snapshot::take(&order).map_err(|error| NotKept { no_room: error.is_no_room(), why: error.to_string() })
+    };
+    let taken = match tokio::task::spawn_blocking(move || gate.pass(work)).await {
+        Ok(Some(taken)) => taken,
+        Ok(None) => return, // halted before it began
+        Err(error) => Err(NotKept { no_room: false, why: error.to_string() }),
+    };
+    let _ = reports.send(Event::Kept(number, id, taken));
+}
+
+/// Puts a snapshot back.
+pub(super) async fn restore(number: u64, id: TenantId, order: RestoreOrder, gate: Gate, reports: Reports) {
+    let (undone, whose) = (reports.clone(), id.clone());
+    let work = move || {
+        undo(&order.to, whose, &undone)?;
+        snapshot::restore(&order).map_err(|error| error.to_string())
+    };
+    let restored = match tokio::task::spawn_blocking(move || gate.pass(work)).await {
+        Ok(Some(restored)) => restored,
+        Ok(None) => return, // halted before it began
+        Err(error) => Err(error.to_string()),
+    };
+    crash_point::reached("restore.told");
+    let _ = reports.send(Event::Restored(number, id, restored));
 }
 
 /// Scans for the processes of `id`, then looks at them.

@@ -26,6 +26,9 @@ impl<W: World> Core<W> {
             Event::Looked(id, number, look) => self.looked(&id, number, look, now),
             Event::Surveyed(survey) => self.surveyed(survey),
             Event::BackedUp(report) => self.backed_up(&report, now),
+            Event::Undone(id, recovered) => self.recovered(&id, &recovered),
+            Event::Kept(number, id, taken) => self.kept(number, &id, taken),
+            Event::Restored(number, id, restored) => self.restored(number, &id, restored),
             Event::Program(identity, found) => self.program_found(&identity, found),
         }
     }
@@ -125,7 +128,7 @@ impl<W: World> Core<W> {
                 tracing::info!(tenant = %id, epoch, exit, why = why.text(), "instance stopped");
                 known.state = State::Absent;
                 known.last_exit = Some(format!("{exit} ({})", why.text()));
-                if matches!(why, StopReason::Asked | StopReason::ProgramChanged) {
+                if matches!(why, StopReason::Asked | StopReason::Restore | StopReason::ProgramChanged) {
                     super::backoff::reset(&mut known.back_off);
                 }
                 self.note_event(Some(id), "stopped", why.text());

@@ -9,6 +9,7 @@ use crate::{
     desired::{Desired, Tenant, TenantId},
     observed::{Known, Moment, Observed, Running, State, StopReason},
     reconcile::guard::{self, Held},
+    snapshot::Reason,
 };
 
 /// One thing to do. At most one a tenant is in flight: a tenant that is starting or stopping gets none.
@@ -20,6 +21,10 @@ pub enum Action {
     Start(TenantId),
     /// Drain and end the instance.
     Stop(TenantId, StopReason),
+    /// Keep its phexts as a snapshot before it goes on: nothing of it runs.
+    Keep(TenantId, Reason),
+    /// Put back the snapshot that is wanted: nothing of it runs.
+    Restore(TenantId),
     /// Find out whether an instance of this tenant lives, and whether it is ours.
     Look(TenantId),
     /// The tenant's removal was let through: from now on it is on its way out.
@@ -122,10 +127,16 @@ fn plan_known(
     match &known.state {
         State::Unknown => actions.push(Action::Look(id.clone())),
         State::Starting { .. } | State::Stopping { .. } | State::Looking => {}
-        State::Absent if leaving => actions.push(Action::Forget(id.clone())),
+        State::Absent if known.files.is_some() => {}
+        State::Absent if known.restore.is_some() => actions.push(Action::Restore(id.clone())),
         State::Absent => {
-            if !want.unwrap_or(&known.spec).suspended && may_start(want, known, now) {
-                actions.push(Action::Start(id.clone()));
+            let suspended = want.unwrap_or(&known.spec).suspended;
+            let starts = !leaving && !suspended && may_start(want, known, now);
+            match why_keep(leaving, suspended, starts, known) {
+                Some(reason) => actions.push(Action::Keep(id.clone(), reason)),
+                None if leaving => actions.push(Action::Forget(id.clone())),
+                None if starts => actions.push(Action::Start(id.clone())),
+                None => {}
             }
         }
         State::Running(running) => {
@@ -133,6 +144,21 @@ fn plan_known(
             actions.extend(why_stop(leaving, suspended, known, running, programs, budget).map(|why| Action::Stop(id.clone(), why)));
         }
     }
+}
+
+/// For what its phexts are to be kept before anything else is done, if they are not kept for that already.
+fn why_keep(leaving: bool, suspended: bool, starts: bool, known: &Known) -> Option<Reason> {
+    let another_program = !known.launched.is_empty() && known.launched != known.program;
+    let reason = if leaving {
+        Reason::BeforeRemoval
+    } else if suspended {
+        Reason::BeforeSuspension
+    } else if starts && another_program {
+        Reason::BeforeProgramChange
+    } else {
+        return None;
+    };
+    (known.kept != Some(reason)).then_some(reason)
 }
 
 /// Whether back-off allows a start. A changed desired state resets it (the `Apply` ahead of the start does so).
@@ -154,6 +180,8 @@ fn why_stop(
         Some(StopReason::Suspended)
     } else if known.restart_wanted {
         Some(StopReason::Asked)
+    } else if known.restore.is_some() {
+        Some(StopReason::Restore)
     } else if known.in_doubt {
         Some(StopReason::InDoubt)
     } else if known.unhealthy && Budget::take(&mut budget.probe_restarts) {

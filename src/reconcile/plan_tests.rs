@@ -1,5 +1,9 @@
 use super::*;
 use crate::desired::{Alerts, IsolationMode, Limits, PortRange, Proxy, SqSource, TenantId};
+use crate::{
+    observed::{FileWork, Restore},
+    snapshot::Name,
+};
 
 const PROGRAM: &str = "sq 0.6.0";
 const NOW: Moment = Moment::from_millis(1_000_000);
@@ -33,6 +37,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         backup: None,
         admin: None,
         alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },
+        snapshots: crate::desired::Snapshots { hourly: 24, daily: 7, weekly: 4, max_size: 1 << 20 },
         tiers: Default::default(),
         tenants: ids.into_iter().map(|n| (id(n), tenant(n))).collect(),
         hash: String::new(),
@@ -82,7 +87,43 @@ fn a_removed_tenant_leaves_stops_and_is_forgotten() {
     });
     assert_eq!(plan(&desired([2]), &state, NOW), []);
     let state = with(state, 1, |known| known.state = State::Absent);
+    assert_eq!(plan(&desired([2]), &state, NOW), [Action::Keep(id(1), Reason::BeforeRemoval)]);
+    let state = with(state, 1, |known| known.files = Some(FileWork::Keep { number: 1, reason: Reason::BeforeRemoval }));
+    assert_eq!(plan(&desired([2]), &state, NOW), []);
+    let state = with(state, 1, |known| {
+        known.files = None;
+        known.kept = Some(Reason::BeforeRemoval);
+    });
     assert_eq!(plan(&desired([2]), &state, NOW), [Action::Forget(id(1))]);
+}
+
+#[test]
+fn a_snapshot_is_put_back_once_the_instance_is_stopped_and_before_it_starts_again() {
+    let restore = Restore { number: 1, from: id(2), name: Name { at: 0, reason: Reason::Asked }, file: None };
+    let state = with(observed([1]), 1, |known| known.restore = Some(restore));
+    assert_eq!(plan(&desired([1]), &state, NOW), [Action::Stop(id(1), StopReason::Restore)]);
+    let state = with(state, 1, |known| {
+        known.state = State::Absent;
+        known.back_off.not_before = Some(NOW + Duration::from_secs(60));
+    });
+    assert_eq!(plan(&desired([1]), &state, NOW), [Action::Restore(id(1))], "a crashed one does not wait for its next try");
+    let leaving = with(state.clone(), 1, |known| known.leaving = true);
+    assert_eq!(plan(&desired([]), &leaving, NOW), [Action::Restore(id(1))], "whoever waits for it hears of it");
+    let state = with(state, 1, |known| known.files = Some(FileWork::Restore));
+    assert_eq!(plan(&desired([1]), &state, NOW + Duration::from_secs(60)), []);
+}
+
+#[test]
+fn before_another_program_starts_the_phexts_are_kept_and_before_the_same_one_not() {
+    let state = with(observed([1]), 1, |known| {
+        known.state = State::Absent;
+        known.launched = PROGRAM.into();
+    });
+    assert_eq!(plan(&desired([1]), &state, NOW), [Action::Start(id(1))]);
+    let state = with(state, 1, |known| known.program = "sq 0.7.0".into());
+    assert_eq!(plan(&desired([1]), &state, NOW), [Action::Keep(id(1), Reason::BeforeProgramChange)]);
+    let state = with(state, 1, |known| known.kept = Some(Reason::BeforeProgramChange));
+    assert_eq!(plan(&desired([1]), &state, NOW), [Action::Start(id(1))]);
 }
 
 #[test]
@@ -129,6 +170,8 @@ fn suspending_stops_and_resuming_starts() {
         known.state = State::Absent;
         known.spec.suspended = true;
     });
+    assert_eq!(plan(&want, &state, NOW), [Action::Keep(id(1), Reason::BeforeSuspension)]);
+    let state = with(state, 1, |known| known.kept = Some(Reason::BeforeSuspension));
     assert_eq!(plan(&want, &state, NOW), []);
     assert_eq!(plan(&desired([1]), &state, NOW), [Action::Apply(id(1)), Action::Start(id(1))]);
 }

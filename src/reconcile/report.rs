@@ -9,24 +9,26 @@ use super::{
 };
 use crate::{
     admin::{
-        server::{Answer, Question},
+        server::{Answer, Question, Reply},
         status::{AgentStatus, Status, TenantStatus},
     },
     desired::TenantId,
-    observed::{Known, Moment, State},
+    observed::{FileWork, Known, Moment, State},
     route::RouteState,
 };
 
 impl<W: World> Core<W> {
     /// Answers a command.
-    pub fn answer(&mut self, question: Question, now: Moment) -> Answer {
-        match question {
+    pub fn answer(&mut self, question: Question, now: Moment) -> Reply {
+        Reply::Now(match question {
+            Question::Snapshot(id) => return self.ask_for_snapshot(&id),
+            Question::Restore(wish) => return self.ask_for_restore(wish),
             Question::Status => json(&self.status(now)),
             Question::Observed => json(&self.observed),
             Question::Confirm(hash) => self.confirm(&hash),
             Question::Restart(id) => self.restart(&id),
             Question::Backup { may_make } => self.ask_for_backup(may_make, now),
-        }
+        })
     }
 
     fn confirm(&mut self, hash: &str) -> Answer {
@@ -116,7 +118,7 @@ impl<W: World> Core<W> {
     }
 }
 
-fn json(value: &impl serde::Serialize) -> Answer {
+pub(super) fn json(value: &impl serde::Serialize) -> Answer {
     serde_json::to_vec(value).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
@@ -143,6 +145,7 @@ fn detail(known: &Known, held: bool, waits_for_program: bool, log: &str, now: Mo
         State::Starting { .. } => "starting; requests wait".to_owned(),
         State::Stopping { why, .. } => format!("draining: {}", why.text()),
         State::Unknown | State::Looking => "looking whether an instance of it lives".to_owned(),
+        State::Absent if known.files == Some(FileWork::Restore) => "a snapshot is put back; requests wait".to_owned(),
         State::Absent if known.leaving => "removed from tenants.toml; its data stays".to_owned(),
         State::Absent if known.spec.suspended => "suspended in tenants.toml: every request gets 403, the data stays".to_owned(),
         State::Absent => absent(known, waits_for_program, log, now),

@@ -9,7 +9,7 @@ use std::{collections::HashMap, fmt, io, path::PathBuf, time::Duration};
 use super::event::{Drain, Unproved};
 use crate::{
     backup::Job,
-    desired::{Desired, SqSource, TenantId},
+    desired::{Desired, Snapshots, SqSource, TenantId},
     instance::{
         cgroup::{Applied, CgroupLimits},
         isolation::Isolation,
@@ -18,8 +18,9 @@ use crate::{
         scan::Found,
         usage::Memory,
     },
-    observed::Moment,
+    observed::{Moment, Restore},
     route::{Row, TableError},
+    snapshot::Reason,
     store::{InstanceRecord, StoreError, TenantRecord},
 };
 
@@ -103,6 +104,10 @@ pub trait World {
     fn watch(&mut self, id: &TenantId, epoch: u64, process: &Self::Process);
     /// Looks at all that runs beside `instances` (by process id, with what was last measured and may still hold), and measures those.
     fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>);
+    /// Takes a snapshot of `id` and removes what is beyond `keep`; [`Event::Kept`](super::event::Event::Kept) says what came of it.
+    fn keep(&mut self, number: u64, id: &TenantId, reason: Reason, keep: &Snapshots);
+    /// Puts a snapshot back; [`Event::Restored`](super::event::Event::Restored) says what came of it. Nothing of `id` runs.
+    fn restore(&mut self, id: &TenantId, restore: &Restore, keep: &Snapshots);
     /// Sends a signal; a process that has ended already is no error.
     fn signal(&mut self, process: &Self::Process, signal: StopSignal) -> io::Result<()>;
     /// Whether sq could bind `port` now.

@@ -28,12 +28,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SETTLES_IN: i128 = 50_000_000;
 /// How often a file is copied anew that changes though the lane is held: a tenant with `durability = "off"` writes past it.
 const TRIES: u32 = 10;
+/// While more than this was written during a pass, bytes, another one is made before the lane is taken: it is copied in about a millisecond.
+const LITTLE: u64 = 1 << 20;
+/// But not more than so many.
+const PASSES: u32 = 3;
 /// Most files of a tenant: far more than sq can serve, few enough to list.
 const MAX_FILES: usize = 100_000;
 
 /// Why there is no copy.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CopyError {
+pub enum CopyError {
     /// The tenant's files.
     #[error(transparent)]
     Files(#[from] FileError),
@@ -134,6 +138,7 @@ pub(crate) struct Copied {
     /// Every file, by name.
     pub(crate) files: Vec<CopiedFile>,
     /// How many of them were copied this time, in whole or anew in the lane.
+    #[allow(dead_code, reason = "for whoever copies into one directory again and again")]
     pub(crate) copied: usize,
     /// Every one that was copied shares its blocks with the original.
     pub(crate) shared: bool,
@@ -143,6 +148,7 @@ pub(crate) struct Copied {
 
 impl Copied {
     /// Length of all files together, bytes.
+    #[allow(dead_code, reason = "likewise")]
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
@@ -159,7 +165,11 @@ pub(crate) fn copy_tenant(user_dir: &Path, to: &Path, known: &mut Known, keep_fr
     let target = rustix::fs::openat(CWD, to, flags, Mode::empty()).map_err(failed("opening", to))?;
     let mut copying = Copying { from: directory.data(), to: &target, path: to, known, copied: BTreeSet::new(), shared: true };
     copying.has_room(keep_free)?;
-    copying.pass()?;
+    for _ in 0..PASSES {
+        if copying.pass()?.copied <= LITTLE {
+            break;
+        }
+    }
     let (mut in_lane, mut changes) = (Duration::ZERO, None);
     for _ in 0..TRIES {
         let lane = Lane::take(&directory, PATIENCE).map_err(failed("taking", user_dir.join("guard/lane")))?.ok_or(CopyError::Busy)?;
@@ -167,7 +177,7 @@ pub(crate) fn copy_tenant(user_dir: &Path, to: &Path, known: &mut Known, keep_fr
         if directory.is_marked().map_err(failed("looking for", user_dir.join("guard/marker")))? {
             return Err(CopyError::InDoubt);
         }
-        let Pass { files, restless } = copying.pass()?;
+        let Pass { files, restless, .. } = copying.pass()?;
         drop(lane);
         in_lane = in_lane.max(taken.elapsed());
         if restless.is_none() {
@@ -232,6 +242,8 @@ struct Copying<'a> {
 /// What one pass over all files found.
 struct Pass {
     files: Vec<CopiedFile>,
+    /// Bytes that were copied.
+    copied: u64,
     /// A file that changed while it was copied.
     restless: Option<String>,
 }
@@ -259,7 +271,7 @@ impl Copying<'_> {
 
     /// Copies what is not there yet as it stands now.
     fn pass(&mut self) -> Result<Pass, CopyError> {
-        let mut pass = Pass { files: Vec::new(), restless: None };
+        let mut pass = Pass { files: Vec::new(), copied: 0, restless: None };
         for name in names(self.from)? {
             let Some(version) = Version::at(self.from, &name).map_err(failed("looking at", &name))? else { continue };
             let mut size = version.size;
@@ -267,8 +279,10 @@ impl Copying<'_> {
                 self.copied.insert(name.clone());
                 match self.copy(&name).map_err(failed("copying", self.path.join(&name)))? {
                     Some(copied) => size = copied,
+                    // Removed, or written just now.
                     None => pass.restless = Some(name.clone()),
                 }
+                pass.copied += size;
             }
             pass.files.push(CopiedFile { name, size });
         }
@@ -479,20 +493,21 @@ mod tests {
                     }
                     drop(lane);
                     if done.load(std::sync::atomic::Ordering::Relaxed) {
-                        return round;
+                        break;
                     }
                 }
-                0
             });
             let mut seen = BTreeSet::new();
-            for _ in 0..30 {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while seen.len() < 10 {
+                assert!(Instant::now() < deadline, "{seen:?}");
                 tenant.copy().unwrap();
                 let copies = tenant.copies();
                 assert_eq!(copies[0].1, copies[1].1, "of two moments");
                 seen.insert(copies[0].1.clone());
             }
             done.store(true, std::sync::atomic::Ordering::Relaxed);
-            assert!(writer.join().unwrap() > 3 && seen.len() > 3, "{seen:?}");
+            writer.join().unwrap();
         });
     }
 }

@@ -1,6 +1,7 @@
 //! The rules that hold at every moment, and what has to be true in the end.
 
 use sq_agent::{
+    desired::TenantId,
     observed::State as Instance,
     reconcile::{core::Core, world::Start},
     route::RouteState,
@@ -16,6 +17,9 @@ const QUARANTINE: u64 = 60_000;
 
 /// No more starts at once than the queue allows, in both of its lanes together.
 pub(crate) fn start(state: &mut State, start: &Start) {
+    if state.at_files.contains(&start.id) {
+        state.broken(format!("{} is started while its files are worked on", start.id));
+    }
     if state.starting.len() > 2 * STARTS {
         state.broken(format!("{} starts at once", state.starting.len()));
     }
@@ -23,6 +27,14 @@ pub(crate) fn start(state: &mut State, start: &Start) {
     if let Some((at, by)) = used {
         let ago = state.now - at;
         state.broken(format!("port {} of {by} is given to another tenant {ago} ms after its last use", start.port));
+    }
+}
+
+/// Nothing of a tenant runs that an agent started, when its files are to be worked on.
+pub(crate) fn untouched(state: &mut State, id: &TenantId, what: &str) {
+    let runs = state.procs.values().any(|proc| proc.id == *id && proc.epoch > 0);
+    if runs || state.at_files.contains(id) {
+        state.broken(format!("{id} is {what} while it runs, or its files are worked on"));
     }
 }
 

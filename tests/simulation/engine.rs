@@ -8,7 +8,7 @@ use std::{
 };
 
 use sq_agent::{
-    admin::server::Question,
+    admin::{server::Question, status::RestoreRequest},
     desired::TenantId,
     observed::{self, Moment},
     proxy::{NudgeReason, supervisor::ProxyEvent},
@@ -18,6 +18,7 @@ use sq_agent::{
         port_book::QUARANTINE,
     },
     route::RouteState,
+    snapshot::{Name, Reason},
 };
 
 use crate::{
@@ -283,6 +284,7 @@ impl Engine {
         state.asked.clear();
         state.told.clear();
         state.starting.clear();
+        state.at_files.clear();
         state.after(pause, Next::AgentStarts);
     }
 
@@ -337,6 +339,16 @@ impl Engine {
             What::Restart(of) => {
                 let now = self.moment();
                 self.turn(|core| drop(core.answer(Question::Restart(id(of)), now)));
+            }
+            What::Snapshot(of) => {
+                let now = self.moment();
+                self.turn(|core| drop(core.answer(Question::Snapshot(id(of)), now)));
+            }
+            What::Restore(of) => {
+                let now = self.moment();
+                let name = Name { at: 0, reason: Reason::Asked };
+                let wish = RestoreRequest { from: id(0), name, file: None, to: id(of) };
+                self.turn(|core| drop(core.answer(Question::Restore(wish), now)));
             }
             What::Kill if self.agent.is_some() => self.killed(),
             What::HandOver if self.agent.is_some() => {
@@ -487,7 +499,14 @@ impl State {
             What::NoProgram { for_ms } => self.until.no_program = now + for_ms,
             What::Slow { for_ms } => self.until.slow = now + for_ms,
             What::Doubled { for_ms } => self.until.doubled = now + for_ms,
-            What::Confirm | What::Restart(_) | What::Kill | What::HandOver | What::Stop { .. } | What::Crash(_) => {}
+            What::Confirm
+            | What::Restart(_)
+            | What::Snapshot(_)
+            | What::Restore(_)
+            | What::Kill
+            | What::HandOver
+            | What::Stop { .. }
+            | What::Crash(_) => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::{collections::HashMap, io, panic, time::Duration};
 
 use sq_agent::{
     backup::Job,
-    desired::{Desired, SqSource, TenantId},
+    desired::{Desired, Snapshots, SqSource, TenantId},
     instance::{
         cgroup::{Applied, CgroupLimits},
         isolation::Isolation,
@@ -13,12 +13,13 @@ use sq_agent::{
         scan::Found,
         usage::Memory,
     },
-    observed::Moment,
+    observed::{Moment, Restore},
     reconcile::{
         event::{Change, Drain, Event, Unproved},
         world::{Records, Refusal, Start, World},
     },
     route::{Row, TableError},
+    snapshot::Reason,
     store::{InstanceRecord, StoreError, TenantRecord},
 };
 
@@ -225,6 +226,37 @@ impl World for SimWorld {
         self.ask_of(Call::Survey, |state| {
             let takes = state.rng.between(0, 200);
             state.after(takes, Next::SurveyNow(state.agent, instances.into_keys().collect()));
+        });
+    }
+
+    fn keep(&mut self, number: u64, id: &TenantId, reason: Reason, _keep: &Snapshots) {
+        // By the hour also where everything is as desired.
+        self.ask_of(Call::Keep, |state| {
+            trace!(state, "keep {id}: {reason}");
+            let hit = match reason {
+                Reason::Hourly => "kept_by_the_hour",
+                Reason::BeforeRemoval => "kept_before_removal",
+                Reason::BeforeSuspension => "kept_before_suspension",
+                Reason::BeforeProgramChange => "kept_before_program_change",
+                Reason::BeforeRestore | Reason::Asked => "kept_otherwise",
+            };
+            state.coverage.hit(hit);
+            if matches!(reason, Reason::BeforeRemoval | Reason::BeforeSuspension | Reason::BeforeProgramChange) {
+                check::untouched(state, id, "kept");
+                state.at_files.insert(id.clone());
+            }
+            let takes = state.rng.between(1, 800);
+            state.after(takes, Next::Kept(state.agent, number, id.clone()));
+        });
+    }
+
+    fn restore(&mut self, id: &TenantId, restore: &Restore, _keep: &Snapshots) {
+        self.act(Call::Restore, |state| {
+            trace!(state, "restore {id} as {} had it", restore.from);
+            check::untouched(state, id, "restored");
+            state.at_files.insert(id.clone());
+            let takes = state.rng.between(1, 3_000);
+            state.after(takes, Next::Restored(state.agent, restore.number, id.clone()));
         });
     }
 
@@ -472,6 +504,8 @@ impl Records for SimRecords {
                         "removed from tenants.toml" => "stopped_removed",
                         "suspended" => "stopped_suspended",
                         "its memory limit was lowered below what it uses" => "stopped_for_lowered_limit",
+                        "a snapshot is put back" => "stopped_for_restore",
+                        "a write broke off: the text is put back as it was" => "stopped_in_doubt",
                         "three probes in a row failed" => "stopped_for_failed_probes",
                         "another sq program is desired" => {
                             if !state.has_program {

@@ -48,6 +48,10 @@ pub(crate) enum What {
     Confirm,
     /// `sq-agent restart`.
     Restart(u8),
+    /// `sq-agent snapshot`.
+    Snapshot(u8),
+    /// `sq-agent restore --as`.
+    Restore(u8),
     /// The wall clock is set.
     WallJump { seconds: i64 },
     /// instances.db refuses every other call.
@@ -118,7 +122,7 @@ fn tenant(rng: &mut Rng) -> u8 {
 
 fn what(rng: &mut Rng) -> What {
     let for_ms = rng.between(1, 40) * 500;
-    match rng.below(40) {
+    match rng.below(43) {
         0..3 => What::Die(tenant(rng)),
         3..5 => What::Hang(tenant(rng)),
         5 => What::StartsFail { tenant: tenant(rng), for_ms },
@@ -142,6 +146,8 @@ fn what(rng: &mut Rng) -> What {
         33..36 => What::Crash(crash(rng)),
         36 | 37 => What::Kill,
         38 => What::HandOver,
+        39 => What::Snapshot(tenant(rng)),
+        40 | 41 => What::Restore(tenant(rng)),
         _ => What::Stop { twice: rng.one_in(3) },
     }
 }

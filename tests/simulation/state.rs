@@ -8,7 +8,7 @@ use std::{
 };
 
 use sq_agent::{
-    desired::{Alerts, Desired, IsolationMode, Limits, PortRange, Proxy, SqSource, Tenant, TenantId},
+    desired::{Alerts, Desired, IsolationMode, Limits, PortRange, Proxy, Snapshots, SqSource, Tenant, TenantId},
     instance::scan::Found,
     reconcile::{
         event::{Drain, Event, Unproved},
@@ -118,6 +118,8 @@ pub(crate) enum Next {
     EndOne(u64, Ending),
     LookNow(u64, TenantId, (u64, u64), Option<Vec<Found>>),
     SurveyNow(u64, BTreeSet<u32>),
+    Kept(u64, u64, TenantId),
+    Restored(u64, u64, TenantId),
     ProgramFound(u64, SqSource),
     RequestEnds(u32, u32, u64),
 }
@@ -178,6 +180,8 @@ pub(crate) struct State {
     pub(crate) starting: BTreeSet<(TenantId, u64)>,
     /// When the latest news of a tenant arrives: news of one tenant comes in order.
     last_news: BTreeMap<TenantId, u64>,
+    /// Tenants whose files the living agent is at, while nothing of them may run.
+    pub(crate) at_files: BTreeSet<TenantId>,
     pub(crate) file: File,
     pub(crate) versions: BTreeMap<String, Rc<Desired>>,
     pub(crate) last_good: Option<Rc<Desired>>,
@@ -254,6 +258,7 @@ impl State {
             port_used: BTreeMap::new(),
             starting: BTreeSet::new(),
             last_news: BTreeMap::new(),
+            at_files: BTreeSet::new(),
             versions: BTreeMap::from([(wanted.hash.clone(), wanted.clone())]),
             file: File { version: 1, broken: false, wanted },
             last_good: None,
@@ -431,6 +436,7 @@ fn desired(tenants: impl Iterator<Item = Tenant>, number: u32, version: u32) -> 
         backup: None,
         admin: None,
         alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },
+        snapshots: Snapshots { hourly: 24, daily: 7, weekly: 4, max_size: 1 << 20 },
         tiers: BTreeMap::new(),
         tenants: tenants.map(|tenant| (tenant.id.clone(), tenant)).collect(),
         hash: version.to_string(),

@@ -6,9 +6,10 @@ use sq_agent::{
     desired::{SqSource, TenantId},
     instance::{Exit, binary::SqBinary, scan::Found},
     reconcile::{
-        event::{Change, Drain, Event, Look, NotStarted, Survey, Unproved},
+        event::{Change, Drain, Event, Look, NotKept, NotStarted, Survey, Unproved},
         world::Start,
     },
+    snapshot::{Restored, Taken},
 };
 
 use crate::{
@@ -43,6 +44,8 @@ impl State {
             Next::EndOne(agent, ending) if agent == self.agent => self.end_one(agent, ending),
             Next::LookNow(agent, id, epoch, found) if agent == self.agent => self.look_now(agent, &id, epoch, found),
             Next::SurveyNow(agent, known) if agent == self.agent => self.survey_now(agent, &known),
+            Next::Kept(agent, number, id) if agent == self.agent => self.kept(agent, number, &id),
+            Next::Restored(agent, number, id) if agent == self.agent => self.restored(agent, number, &id),
             Next::ProgramFound(agent, source) if agent == self.agent => self.program_found(agent, &source),
             Next::RequestEnds(slot, pid, end) => self.request_ends(slot, pid, end),
             _ => {}
@@ -236,6 +239,21 @@ impl State {
     fn survey_now(&mut self, agent: u64, known: &BTreeSet<u32>) {
         let found = found(self).into_iter().filter(|found| !known.contains(&found.pid)).collect();
         self.send(agent, None, Event::Surveyed(Survey { found, memory: Vec::new(), in_doubt: self.doubts.iter().cloned().collect() }));
+    }
+
+    fn kept(&mut self, agent: u64, number: u64, id: &TenantId) {
+        self.at_files.remove(id);
+        let fails = !self.frozen && self.rng.one_in(8);
+        let taken = if fails { Err(NotKept { why: "a fault".into(), no_room: self.rng.one_in(2) }) } else { Ok(Taken::Nothing) };
+        self.send(agent, Some(id), Event::Kept(number, id.clone(), taken));
+    }
+
+    fn restored(&mut self, agent: u64, number: u64, id: &TenantId) {
+        self.at_files.remove(id);
+        self.coverage.hit("restored");
+        let restored = Restored { files: 1, bytes: 1, removed: 0, kept: Taken::Nothing };
+        let restored = if self.rng.one_in(4) { Err("a fault".into()) } else { Ok(restored) };
+        self.send(agent, Some(id), Event::Restored(number, id.clone(), restored));
     }
 
     fn program_found(&mut self, agent: u64, source: &SqSource) {

@@ -32,6 +32,10 @@ enum Provoke {
     Remove,
     /// Another sq.
     Program,
+    /// A snapshot.
+    Snapshot,
+    /// A snapshot put back.
+    Restore,
 }
 
 fn provoke(point: &str) -> Provoke {
@@ -41,6 +45,8 @@ fn provoke(point: &str) -> Provoke {
         ("apply", _) => Provoke::Change,
         ("stop", _) => Provoke::Restart,
         ("remove", _) => Provoke::Remove,
+        ("snapshot", _) => Provoke::Snapshot,
+        ("restore", _) => Provoke::Restore,
         ("roll_out", _) => Provoke::Program,
         _ => Provoke::Start,
     }
@@ -54,6 +60,9 @@ async fn dies_and_is_followed(point: &str) {
         assert_eq!(answer.status, 200, "{point}: {}", answer.text());
     }
     let provoke = provoke(point);
+    if provoke == Provoke::Restore {
+        assert_eq!(host.cli(&["snapshot", "ada"]).code, 0, "{point}");
+    }
     // Where the point lies in a start itself, the agent dies in it; else beside what lives.
     host.end_agent(if provoke == Provoke::Start { Signal::TERM } else { Signal::KILL });
     let before: BTreeMap<_, _> = host.instances().into_iter().map(|sq| (sq.id, sq.pid)).collect();
@@ -66,6 +75,8 @@ async fn dies_and_is_followed(point: &str) {
         Provoke::Add => host.edit(|wanted| _ = wanted.add("cleo")),
         Provoke::Change => host.edit(|wanted| wanted.tenant("ada").tier = "paid"),
         Provoke::Restart => _ = host.cli(&["restart", "ada"]),
+        Provoke::Snapshot => _ = host.cli(&["snapshot", "ada"]),
+        Provoke::Restore => _ = host.cli(&["restore", "ada"]),
         Provoke::Remove => host.edit(|wanted| wanted.remove("ada")),
         Provoke::Program => {
             let other = host.root().join("sq");
@@ -123,6 +134,12 @@ async fn an_agent_killed_around_a_publish_or_an_adoption_is_followed() {
 async fn an_agent_killed_at_any_step_of_a_stop_or_a_removal_is_followed() {
     all_of("stop").await;
     all_of("remove").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_killed_while_a_snapshot_is_taken_or_put_back_is_followed() {
+    all_of("snapshot").await;
+    all_of("restore").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

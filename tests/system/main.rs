@@ -20,5 +20,6 @@ mod limits;
 mod liveness;
 mod memory;
 mod rollout;
+mod snapshots;
 mod upgrade;
 mod uploads;
