@@ -1,6 +1,10 @@
 //! The kernel's own kill for memory, where cgroups for memory can be had: in cgroup v2 by the limit of the instance's own, else by one of v1.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use crate::support::processes::{ended_within, lives};
 
@@ -35,7 +39,11 @@ pub(crate) fn starve(pid: u32) -> Option<bool> {
             if lives(pid) {
                 let _ = fs::write("/sys/fs/cgroup/memory/cgroup.procs", pid.to_string());
             }
-            let _ = fs::remove_dir(&group);
+            // It is empty once who died in it has been reaped.
+            let began = Instant::now();
+            while fs::remove_dir(&group).is_err() && began.elapsed() < WITHIN {
+                std::thread::yield_now();
+            }
             moved.ok().map(|()| killed)
         }
     }
