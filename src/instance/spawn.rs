@@ -86,7 +86,10 @@ impl Ready {
         let user_dir = fs::canonicalize(&spec.user_dir).map_err(file_error("resolving", &spec.user_dir))?;
         let data_dir = user_dir.join(DATA_DIR);
         make_private_dir(&data_dir)?;
-        fs::set_permissions(&data_dir, Permissions::from_mode(0o700)).map_err(file_error("closing to others", &data_dir))?;
+        let mode = fs::metadata(&data_dir).map_err(file_error("looking at", &data_dir))?.permissions().mode();
+        if mode & 0o7777 != 0o700 {
+            fs::set_permissions(&data_dir, Permissions::from_mode(0o700)).map_err(file_error("closing to others", &data_dir))?;
+        }
         let named_like_port = user_dir.join(spec.port.to_string());
         if fs::symlink_metadata(&named_like_port).is_ok() {
             return Err(SpawnError::NamedLikePort(named_like_port));
@@ -103,14 +106,13 @@ impl Ready {
     }
 }
 
-/// Writes the pid file; a process that cannot be noted is ended.
-pub(super) fn noted(process: Process, user_dir: &Path) -> Result<Process, SpawnError> {
-    match write_pid(user_dir, process.pid()) {
-        Ok(()) => Ok(process),
-        Err(error) => {
-            process.end_now();
-            Err(error)
-        }
+/// Writes the pid file. Where that cannot be (a full disk), none is better than one that names another process: the agent itself
+/// needs it not, and reading must go on.
+pub(super) fn note(process: &Process, user_dir: &Path) {
+    if let Err(error) = write_pid(user_dir, process.pid()) {
+        tracing::warn!(%error, "the pid file is left out");
+        // It may be gone, and on a read-only file system it stays.
+        let _ = fs::remove_file(user_dir.join(PID_FILE));
     }
 }
 

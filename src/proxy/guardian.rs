@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use rustix::{
@@ -16,7 +17,8 @@ use rustix::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -34,7 +36,12 @@ pub(crate) struct Guardian {
     tickets: AtomicU64,
     /// Told when a guard is gone.
     lost: mpsc::Sender<()>,
+    /// Counts the guards.
+    replaced: watch::Sender<u64>,
 }
+
+/// How long a write waits for a guard that follows one that died; the agent has one there within half a second.
+const NEXT_GUARD: Duration = Duration::from_secs(5);
 
 /// The conversation with one guard.
 struct Line {
@@ -55,13 +62,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Guardian {
     /// Talks to the guard behind `socket`; says on `lost` when it is gone. Call it inside the runtime.
     pub(crate) fn new(socket: OwnedFd, lost: mpsc::Sender<()>) -> io::Result<Self> {
-        Ok(Self { line: RwLock::new(Line::open(socket, lost.clone())?), tickets: AtomicU64::new(1), lost })
+        let line = RwLock::new(Line::open(socket, lost.clone())?);
+        Ok(Self { line, tickets: AtomicU64::new(1), lost, replaced: watch::Sender::new(0) })
     }
 
     /// Another guard from here on. Whoever waits for the former one hears that it is gone, or is answered by it.
     pub(crate) fn replace(&self, socket: OwnedFd) -> io::Result<()> {
         let line = Line::open(socket, self.lost.clone())?;
         *self.line.write().unwrap_or_else(PoisonError::into_inner) = line;
+        self.replaced.send_modify(|guards| *guards += 1);
         Ok(())
     }
 
@@ -69,8 +78,22 @@ impl Guardian {
         Arc::clone(&self.line.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Begins a write: what the guard says of it, and how to go on with it.
+    /// Begins a write: what the guard says of it, and how to go on with it. Where the guard is gone, the next one is asked: nothing was sent yet.
     pub(crate) async fn begin(&self, write: Write) -> Result<(ToProxy, Ticket), Gone> {
+        let mut replaced = self.replaced.subscribe();
+        let deadline = Instant::now() + NEXT_GUARD;
+        loop {
+            match self.try_begin(write.clone()).await {
+                Err(Gone) => match timeout_at(deadline, replaced.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return Err(Gone),
+                },
+                begun => return begun,
+            }
+        }
+    }
+
+    async fn try_begin(&self, write: Write) -> Result<(ToProxy, Ticket), Gone> {
         let ticket = Ticket { line: self.line(), number: self.tickets.fetch_add(1, Ordering::Relaxed) };
         let answer = ticket.ask(&ToGuard::Begin { ticket: ticket.number, write }).await?;
         Ok((answer, ticket))

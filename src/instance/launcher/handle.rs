@@ -202,7 +202,7 @@ impl Launcher {
         // A host that is out of memory takes an instance rather than the agent, whose unit stands far below. Where it cannot be
         // written, the kernel chooses by size alone.
         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
-        let process = spawn::noted(process, &ready.user_dir)?;
+        spawn::note(&process, &ready.user_dir);
         crate::crash_point::reached("start.pid_file");
         Ok(process)
     }
