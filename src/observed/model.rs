@@ -106,7 +106,7 @@ impl Known {
     }
 }
 
-/// A snapshot that is to be put back.
+/// A snapshot that is to be put back. A wish does not outlive its agent: cut off, a person asks again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restore {
     /// Names this wish to whoever waits for it.

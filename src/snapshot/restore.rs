@@ -294,6 +294,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_put_back_belongs_to_the_instance_and_to_nobody_else() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tenant(&[("a.phext", "old")]);
+        let user_dir = dir.path();
+        let first = snapshot(user_dir, NOON);
+        write(user_dir, "a.phext", "new");
+        // Nobody but root can give files away.
+        let user = if rustix::process::geteuid().is_root() { 0x7000_0007 } else { rustix::process::geteuid().as_raw() };
+        std::os::unix::fs::chown(user_dir.join("phext-data"), Some(user), None).unwrap();
+        restore(&order(user_dir, first.name)).unwrap();
+        let found = fs::metadata(user_dir.join("phext-data/a.phext")).unwrap();
+        assert_eq!((found.uid(), found.permissions().mode() & 0o777), (user, 0o600));
+    }
+
+    #[test]
     fn one_phext_is_restored_alone() {
         let dir = tenant(&[("a.phext", "old"), ("b.phext", "old")]);
         let user_dir = dir.path();
@@ -329,6 +344,16 @@ mod tests {
         fs::write(&content, &whole[..whole.len() / 2]).unwrap();
         let error = restore(&order(user_dir, first.name)).unwrap_err();
         assert!(matches!(error, RestoreError::Damaged { .. }), "{error}");
+        assert_eq!(texts(user_dir), is(&[("a.phext", "new")]));
+        // Whole, and not what it says that it is.
+        fs::write(&content, &whole).unwrap();
+        let manifest = first.path.join("manifest.json");
+        let text = fs::read_to_string(&manifest).unwrap();
+        for (is, is_not) in [("\"size\":50000", "\"size\":50001"), ("\"name\":\"a.phext\"", "\"name\":\"b.phext\"")] {
+            fs::write(&manifest, text.replacen(is, is_not, 1)).unwrap();
+            let error = restore(&order(user_dir, first.name)).unwrap_err();
+            assert!(matches!(error, RestoreError::Damaged { .. }), "{error}");
+        }
         assert_eq!(texts(user_dir), is(&[("a.phext", "new")]));
         fs::remove_dir_all(&first.path).unwrap();
         assert!(matches!(restore(&order(user_dir, first.name)), Err(RestoreError::Gone(_))));

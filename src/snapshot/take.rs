@@ -252,6 +252,11 @@ pub(super) mod tests {
         assert_eq!(names, ["2026-11-25T12-00-00Z.hourly"]);
     }
 
+    fn shares_blocks(dir: &Path) -> bool {
+        let (from, to) = (File::open(dir.join("phext-data/a.phext")).unwrap(), File::create(dir.join("probe")).unwrap());
+        rustix::fs::ioctl_ficlone(&to, &from).is_ok()
+    }
+
     #[test]
     fn people_can_unpack_it_without_us_and_others_cannot_read_it() {
         use std::os::unix::fs::PermissionsExt as _;
@@ -259,6 +264,7 @@ pub(super) mod tests {
         let made = made(taken(dir.path(), Reason::Hourly, NOON));
         let to = tempfile::tempdir().unwrap();
         let archive = made.path.join(ARCHIVE);
+        assert_eq!(archive.exists(), !shares_blocks(dir.path()), "packed where the blocks cannot be shared");
         let unpacked = if archive.exists() {
             let ran = Command::new("tar").arg("--zstd").arg("-xf").arg(&archive).arg("-C").arg(to.path()).output();
             match ran {
