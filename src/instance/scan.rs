@@ -120,7 +120,12 @@ mod tests {
         fs::write(dir.join("host"), "read line").unwrap();
         let data = fs::canonicalize(dir).unwrap().join("users").join(id).join(DATA_DIR);
         let args = ["host", "10001", "--key", "k", "--data-dir", data.to_str().unwrap()];
-        Command::new("/bin/sh").args(args).current_dir(dir).stdin(Stdio::piped()).spawn().unwrap()
+        let child = Command::new("/bin/sh").args(args).current_dir(dir).stdin(Stdio::piped()).spawn().unwrap();
+        // A moment lies between the exec that spawn waits for and the command line in /proc.
+        while fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        child
     }
 
     #[test]
