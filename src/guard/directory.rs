@@ -6,7 +6,7 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
@@ -210,6 +210,41 @@ fn open_if_there(parent: &OwnedFd, name: &str) -> io::Result<Option<File>> {
     }
 }
 
+/// From this length on, bytes, a copy shares its file's blocks where it can. A file system that shares the blocks of a file which was just written
+/// brings it to the disk first (XFS and Btrfs, by copy_file_range too), and the next write waits for that: 1 MB so takes up to 140 ms
+/// where copying the bytes takes 0.2 ms.
+const SHARED_FROM: u64 = 8 << 20;
+
+/// Whether the file system is one of those that share blocks: XFS or Btrfs (linux/magic.h).
+fn may_share(file: &File) -> io::Result<bool> {
+    const SHARE: [u64; 2] = [0x5846_5342, 0x9123_683e];
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "the type differs between processors")]
+    let kind = rustix::fs::fstatfs(file)?.f_type as u64;
+    Ok(SHARE.contains(&kind))
+}
+
+/// What is copied at once, bytes.
+const BUFFER: usize = 256 * 1024;
+
+/// Makes `to` the same as `from`, byte for byte, in memory.
+fn copy_bytes(from: &mut File, to: &mut File) -> io::Result<()> {
+    from.seek(SeekFrom::Start(0))?;
+    to.seek(SeekFrom::Start(0))?;
+    // One more than there should be, so that one read finds the end.
+    let mut buffer = vec![0; usize::try_from(from.metadata()?.len()).map_or(BUFFER, |length| (length + 1).min(BUFFER))];
+    let mut length = 0;
+    loop {
+        let read = match from.read(&mut buffer) {
+            Ok(0) => return to.set_len(length),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        to.write_all(&buffer[..read])?;
+        length += read as u64;
+    }
+}
+
 /// Makes `to` the same as `from`: by sharing its blocks where the file system can, else by copying in the kernel.
 pub(crate) fn copy(from: &mut File, to: &mut File) -> io::Result<()> {
     if rustix::fs::ioctl_ficlone(&*to, &*from).is_ok() {
@@ -299,7 +334,11 @@ impl<'a> Guarded<'a> {
         let found = from.metadata()?;
         self.copied = None;
         let mut to = open_file(&self.directory.guard, self.name, OFlags::RDWR | OFlags::CREATE)?;
-        copy(&mut from, &mut to)?;
+        if found.len() < SHARED_FROM && may_share(&from)? {
+            copy_bytes(&mut from, &mut to)?
+        } else {
+            copy(&mut from, &mut to)?
+        };
         if to.metadata()?.mode() & 0o7777 != found.mode() & 0o777 {
             rustix::fs::fchmod(&to, Mode::from_raw_mode(found.mode() & 0o777))?;
         }
