@@ -50,7 +50,7 @@ fn failed<E: Into<io::Error>>(doing: &'static str, path: impl Into<PathBuf>) -> 
     move |error| FileError { doing, path: path.into(), source: error.into() }
 }
 
-/// What tells a file from what it was: it changes whenever the content does.
+/// What tells a file from what it was, as long as nobody writes it within one tick of the clock by which files are stamped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     inode: u64,
@@ -268,9 +268,9 @@ pub(super) struct Guarded<'a> {
     sync: Option<&'a GroupSync<Directory>>,
 }
 
-/// Modified at the first nanosecond of 1970: no rewrite leaves that. (Times of a file in the kernel's coarse clock stay the same for 4 ms, so
-/// a rewrite may leave everything else of an [`Identity`] as it was.)
-const UNTOUCHED: (i64, i64) = (0, 1);
+/// Modified in the first second of 1970: no rewrite leaves that. (Times of a file in the kernel's coarse clock stay the same for 4 ms, and on some
+/// file systems for a second, so a rewrite may leave everything of an [`Identity`] as it was.)
+const UNTOUCHED: (i64, i64) = (1, 0);
 
 impl<'a> Guarded<'a> {
     /// The file called `name`; `copied` is what it was when its copy was last made, where that is known.

@@ -74,15 +74,12 @@ struct Open {
     lane: Lane,
     directory: Arc<Directory>,
     id: TenantId,
-    epoch: u64,
-    file: String,
     phext: String,
     call: Call,
     durability: Durability,
     marker: Marker,
     /// When the file was modified before.
     modified: Option<(i64, i64)>,
-    copied: Option<Identity>,
     log: Option<Mark>,
 }
 
@@ -156,7 +153,7 @@ impl Keeper {
         let copied = memory.take(&file);
         let mut guarded = Guarded::new(&directory, &file, copied, Some(&self.sync));
         let stands = guarded.identity().map_err(files)?;
-        fits(&directory, stands, copied, &write.call, write.body, write.memory_max)?;
+        fits(&directory, stands, copied, write.call, write.body, write.memory_max)?;
         let mark = memory.log.filter(|(epoch, _)| *epoch == write.epoch).map(|(_, mark)| mark);
         let log = complaints::since(&directory, mark, &target.phext).map_err(io("reading sq.log"))?;
         let (boot_id, durable) = (self.boot_id.clone(), write.durability == Durability::Power);
@@ -179,9 +176,8 @@ impl Keeper {
                 return Err(no_room(&error).unwrap_or_else(|| files(error)));
             }
         };
-        let copied = guarded.copied();
         let (id, phext, call, durability) = (write.id, target.phext, write.call, write.durability);
-        let open = Open { lane, directory, id, epoch, file, phext, call, durability, marker, modified, copied, log: log.mark };
+        let open = Open { lane, directory, id, phext, call, durability, marker, modified, log: log.mark };
         lock(&self.open).insert(ticket, open);
         Ok(log.complains)
     }
@@ -202,7 +198,7 @@ impl Keeper {
             Ok(Judged::Failed(why)) => match open.guarded(&self.sync).put_back(&open.marker) {
                 Ok(()) => {
                     let (tenant, request_id) = (&open.id, &open.marker.request_id);
-                    tracing::warn!(%tenant, epoch = open.epoch, file = open.file, request_id, why, "a write failed: the file is put back");
+                    tracing::warn!(%tenant, epoch = open.marker.epoch, file = open.marker.file, request_id, why, "a write failed: the file is put back");
                     // What sq said so far is known; what it says of reading the file again is to come.
                     let log = complaints::since(&open.directory, open.log, &open.phext).ok().and_then(|log| log.mark);
                     lock(&self.open).insert(ticket, Open { log, ..open });
@@ -280,14 +276,15 @@ impl Keeper {
     fn remember(&self, open: &Open, copied: Option<Identity>) {
         let memory = self.memory(&open.id);
         let mut memory = lock(&memory);
-        memory.put(open.file.clone(), copied);
-        memory.log = open.log.map(|mark| (open.epoch, mark));
+        memory.put(open.marker.file.clone(), copied);
+        memory.log = open.log.map(|mark| (open.marker.epoch, mark));
     }
 }
 
 impl Open {
     fn guarded<'a>(&'a self, sync: &'a GroupSync<Directory>) -> Guarded<'a> {
-        Guarded::new(&self.directory, &self.file, self.copied, Some(sync))
+        // What the copy was made of says nothing once the file may have been written: a rewrite within one tick of the clock looks the same.
+        Guarded::new(&self.directory, &self.marker.file, None, Some(sync))
     }
 }
 
@@ -300,7 +297,7 @@ enum Judged {
 }
 
 fn in_doubt(open: &Open, error: &FileError) -> Verdict {
-    tracing::error!(tenant = %open.id, epoch = open.epoch, file = open.file, %error, "a write is in doubt");
+    tracing::error!(tenant = %open.id, epoch = open.marker.epoch, file = open.marker.file, %error, "a write is in doubt");
     Verdict::InDoubt { why: Some(error.to_string()) }
 }
 
@@ -315,12 +312,12 @@ fn fits(
     directory: &Directory,
     stands: Option<Identity>,
     copied: Option<Identity>,
-    call: &Call,
+    call: Call,
     body: u64,
     memory_max: Option<u64>,
 ) -> Result<(), Refusal> {
     let size = stands.map_or(0, |found| found.size);
-    let needs = memory_needed(*call, size, body);
+    let needs = memory_needed(call, size, body);
     if let Some(limit) = memory_max.filter(|&limit| needs > limit) {
         return Err(Refusal::NoMemory { needs, limit });
     }

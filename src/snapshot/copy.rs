@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A file that was written less than this before it was looked at may be written again without a sign: the kernel's coarse clock, by which files
 /// are stamped, stands still for up to 10 ms (HZ=100).
 const SETTLES_IN: i128 = 50_000_000;
+/// The same where times are whole seconds.
+const COARSE_SETTLES_IN: i128 = 2_000_000_000;
 /// How often a file is copied anew that changes though the lane is held: a tenant with `durability = "off"` writes past it.
 const TRIES: u32 = 10;
 /// While more than this was written during a pass, bytes, another one is made before the lane is taken: it is copied in about a millisecond.
@@ -112,7 +114,8 @@ impl Version {
     fn is_settled(self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| i128::try_from(now.as_nanos()).unwrap_or(0));
         let changed = i128::from(self.changed.0) * 1_000_000_000 + i128::from(self.changed.1);
-        changed + SETTLES_IN < now
+        let whole_seconds = (self.changed.1, self.modified.1) == (0, 0);
+        changed + if whole_seconds { COARSE_SETTLES_IN } else { SETTLES_IN } < now
     }
 }
 

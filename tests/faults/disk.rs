@@ -54,11 +54,21 @@ impl Disk {
     /// ext4 on an image that is larger than what its own disk, of `megabytes`, can hold: once that is full, what the file system writes
     /// fails with an I/O error.
     pub(crate) fn on_a_failing_device(host: &Host, megabytes: usize) -> Self {
+        Self::ext4(host, megabytes, &[])
+    }
+
+    /// ext4 with the small inodes of old ones: their times are whole seconds.
+    pub(crate) fn with_coarse_times(host: &Host) -> Self {
+        Self::ext4(host, 64, &["-I", "128"])
+    }
+
+    fn ext4(host: &Host, megabytes: usize, more: &[&str]) -> Self {
         let below = tempfile::tempdir().unwrap();
         run("mount", &["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "sq-agent-test", path(below.path())]);
         let image = below.path().join("image");
         File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        run("mke2fs", &["-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-J", "size=4", path(&image)]);
+        let options = ["-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-J", "size=4"];
+        run("mke2fs", &[&options[..], more, &[path(&image)]].concat());
         let device = run("losetup", &["--find", "--show", path(&image)]);
         let at = users(host);
         run("mount", &["-o", "errors=remount-ro", &device, path(&at)]);

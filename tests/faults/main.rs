@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod coarse;
 mod descriptors;
 mod disk;
 mod full;

@@ -117,6 +117,11 @@ impl Hanging {
     /// Lets sq go on.
     pub(crate) async fn go_on(self) -> Answer {
         signal(self.sq, Signal::CONT);
+        self.answered().await
+    }
+
+    /// What the client is told.
+    pub(crate) async fn answered(self) -> Answer {
         self.answer.await.unwrap()
     }
 }
