@@ -9,6 +9,7 @@ pub mod crash_point;
 pub mod daemon;
 pub mod desired;
 pub mod doctor;
+pub mod file;
 pub(crate) mod framed;
 pub mod guard;
 pub mod handover;

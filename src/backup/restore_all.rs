@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     desired::{Desired, TenantId},
+    file::{FileError, failed, remove_tree},
     store::{AgentLock, LockError},
 };
 
@@ -57,19 +58,8 @@ pub enum RestoreAllError {
     #[error("snapshot {0} holds no users/: it was not taken by sq-agent")]
     NotOurs(String),
     /// A file operation failed.
-    #[error("{doing} {path}: {source}", path = .path.display())]
-    File {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RestoreAllError {
-    move |source| RestoreAllError::File { doing, path: path.into(), source }
+    #[error(transparent)]
+    Files(#[from] FileError),
 }
 
 /// Which backup.
@@ -120,7 +110,7 @@ pub fn restore_all(desired: &Desired, which: Which<'_>, told: &dyn Fn(&str)) -> 
 
     // Beside its place, on the same disk, and moved there when all of it is there.
     let target = place(state_dir).join("restore");
-    remove(&target)?;
+    remove_tree(&target)?;
     make_private(&target).map_err(failed("making", &target))?;
     snapshots::restore(&restic, &snapshot.id, None, &target)?;
     let restored = target.join("users");
@@ -131,9 +121,9 @@ pub fn restore_all(desired: &Desired, which: Which<'_>, told: &dyn Fn(&str)) -> 
     tenants.sort();
     let tenants_file = put(&target.join(TENANTS), &state_dir.join(TENANTS_OF_BACKUP))?;
     let token_secret = put(&target.join(TOKEN_SECRET), &state_dir.join(TOKEN_SECRET))?.is_some();
-    remove(&users)?;
+    remove_tree(&users)?;
     fs::rename(&restored, &users).map_err(failed("moving into place", &users))?;
-    remove(&target)?;
+    remove_tree(&target)?;
     Ok(Restored {
         host: snapshot.hostname.clone(),
         when: snapshot.when(),
@@ -173,7 +163,7 @@ fn check_empty(users: &Path) -> Result<(), RestoreAllError> {
 }
 
 /// Makes everything below `target` this user's and closed to others, as a start expects it. Returns whose text lies there.
-fn own(target: &Path) -> Result<Vec<TenantId>, RestoreAllError> {
+fn own(target: &Path) -> Result<Vec<TenantId>, FileError> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut tenants = Vec::new();
     let mut open = vec![(target.to_owned(), 0)];
@@ -202,17 +192,10 @@ fn own(target: &Path) -> Result<Vec<TenantId>, RestoreAllError> {
 }
 
 /// Moves a file that the backup may hold.
-fn put(from: &Path, to: &Path) -> Result<Option<PathBuf>, RestoreAllError> {
+fn put(from: &Path, to: &Path) -> Result<Option<PathBuf>, FileError> {
     match fs::rename(from, to) {
         Ok(()) => Ok(Some(to.to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("moving into place", to)(error)),
-    }
-}
-
-fn remove(directory: &Path) -> Result<(), RestoreAllError> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", directory)(error)),
-        _ => Ok(()),
     }
 }

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     desired::{self, TenantId},
+    file::{FileError, failed, remove_tree},
     instance::spawn::DATA_DIR,
     snapshot::copy::{self, Known},
 };
@@ -35,15 +36,8 @@ const SECOND_TRY: Duration = Duration::from_secs(21);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StageError {
     /// A file operation failed.
-    #[error("{doing} {path}: {source}", path = .path.display())]
-    File {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Files(#[from] FileError),
     /// A disk that is not mounted looks like this.
     #[error("{users} is empty, and {staged} tenants were backed up before: is a disk not mounted? If they are meant to be gone, remove {stage}", users = .users.display(), stage = .stage.display())]
     Vanished {
@@ -57,10 +51,6 @@ pub(super) enum StageError {
     /// The agent ends.
     #[error(transparent)]
     BrokenOff(#[from] ResticError),
-}
-
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StageError {
-    move |source| StageError::File { doing, path: path.into(), source }
 }
 
 /// What the stage holds.
@@ -129,7 +119,7 @@ pub(super) fn bring_up_to_date(state_dir: &Path, cancel: &Cancel) -> Result<Stag
 }
 
 /// Every tenant that has a directory in `users`.
-fn names(users: &Path) -> Result<BTreeSet<TenantId>, StageError> {
+fn names(users: &Path) -> Result<BTreeSet<TenantId>, FileError> {
     let entries = match fs::read_dir(users) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries.map_err(failed("reading", users))?,
@@ -164,10 +154,10 @@ struct Stage {
 }
 
 impl Stage {
-    fn open(state_dir: &Path) -> Result<Self, StageError> {
+    fn open(state_dir: &Path) -> Result<Self, FileError> {
         let (root, place) = (directory(state_dir), place(state_dir));
         let stage = Self { users: root.join("users"), work: place.join("work"), known: place.join("known"), root };
-        remove(&stage.work)?;
+        remove_tree(&stage.work)?;
         for path in [&stage.users, &stage.work, &stage.known] {
             make_private(path).map_err(failed("making", path))?;
         }
@@ -215,7 +205,9 @@ impl Stage {
                 fs::hard_link(entry.path(), work.join(entry.file_name())).map_err(said(&entry.path()))?;
             }
         }
-        copy::copy_tenant(user_dir, work, &mut known, KEEP_FREE).map_err(|error| error.to_string())?;
+        let copied = copy::copy_tenant(user_dir, work, &mut known, KEEP_FREE).map_err(|error| error.to_string())?;
+        let in_lane_us = copied.in_lane.as_micros();
+        tracing::debug!(user_dir = %user_dir.display(), files = copied.files.len(), copied = copied.copied, in_lane_us, "a tenant is staged");
         if staged {
             renameat_with(CWD, work, CWD, data, RenameFlags::EXCHANGE).map_err(|error| said(data)(error.into()))?;
         } else {
@@ -226,16 +218,16 @@ impl Stage {
     }
 
     /// A tenant whose directory is gone.
-    fn remove(&self, id: &TenantId) -> Result<(), StageError> {
+    fn remove(&self, id: &TenantId) -> Result<(), FileError> {
         let known = self.known_path(id);
         fs::remove_file(&known)
             .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
             .map_err(failed("removing", &known))?;
-        remove(&self.users.join(id.as_str()))
+        remove_tree(&self.users.join(id.as_str()))
     }
 
     /// Keeps a copy of `from` as `name`, where there is such a file. It changes only when its content does.
-    fn keep(&self, name: &str, from: &Path) -> Result<(), StageError> {
+    fn keep(&self, name: &str, from: &Path) -> Result<(), FileError> {
         let to = self.root.join(name);
         let bytes = match fs::read(from) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -248,11 +240,11 @@ impl Stage {
     }
 
     /// Notes what the copies were made of, once they are on the disk: after a power cut they are made anew instead of believed.
-    fn settle(&self, fresh: Vec<(TenantId, Known)>) -> Result<(), StageError> {
+    fn settle(&self, fresh: Vec<(TenantId, Known)>) -> Result<(), FileError> {
         if fresh.is_empty() {
             return Ok(());
         }
-        let sync = || Ok(syncfs(fs::File::open(&self.root)?)?);
+        let sync = || -> io::Result<()> { Ok(syncfs(fs::File::open(&self.root)?)?) };
         sync().map_err(failed("writing to the disk", &self.root))?;
         for (id, known) in fresh {
             let path = self.known_path(&id);
@@ -267,13 +259,6 @@ fn write_whole(path: &Path, new: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(new)?;
     file.write_all(bytes)?;
     fs::rename(new, path)
-}
-
-fn remove(directory: &Path) -> Result<(), StageError> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", directory)(error)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

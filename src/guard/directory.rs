@@ -6,22 +6,24 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid},
+    fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid},
     io::Errno,
 };
-
-use crate::crash_point;
 
 use super::{
     group_sync::GroupSync,
     write::{Files, Marker},
+};
+use crate::{
+    crash_point,
+    file::{self, FileError, Version, failed, open_if_there},
 };
 
 /// Where the copies, the marker and the lane lie, below a tenant's directory.
@@ -33,51 +35,6 @@ const DATA_DIR: &str = crate::instance::spawn::DATA_DIR;
 const MARKER: &str = "marker";
 /// Length of the file, bytes: room for two names of 255 bytes, escaped.
 const MARKER_BYTES: usize = 2_048;
-
-/// Why something could not be done to a tenant's files.
-#[derive(Debug, thiserror::Error)]
-#[error("{doing} {path}: {source}", path = .path.display())]
-pub struct FileError {
-    /// What was tried.
-    pub doing: &'static str,
-    /// On which file, below the tenant's directory.
-    pub path: PathBuf,
-    /// What the system said.
-    pub source: io::Error,
-}
-
-fn failed<E: Into<io::Error>>(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> FileError {
-    move |error| FileError { doing, path: path.into(), source: error.into() }
-}
-
-/// What tells a file from what it was, as long as nobody writes it within one tick of the clock by which files are stamped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
-    inode: u64,
-    /// Length, bytes.
-    pub size: u64,
-    changed: (i64, i64),
-    modified: (i64, i64),
-}
-
-impl Identity {
-    fn of(file: &File) -> io::Result<Self> {
-        Ok(Self::from(&rustix::fs::fstat(file)?))
-    }
-}
-
-impl From<&rustix::fs::Stat> for Identity {
-    #[allow(clippy::cast_sign_loss, reason = "no file is shorter than nothing")]
-    #[allow(clippy::unnecessary_cast, reason = "the types differ between processors")]
-    fn from(found: &rustix::fs::Stat) -> Self {
-        Self {
-            inode: found.st_ino,
-            size: found.st_size as u64,
-            changed: (found.st_ctime as i64, found.st_ctime_nsec as i64),
-            modified: (found.st_mtime as i64, found.st_mtime_nsec as i64),
-        }
-    }
-}
 
 /// A tenant's directories, open.
 #[derive(Debug)]
@@ -114,7 +71,7 @@ impl Directory {
             opened => opened,
         };
         let guard = guard.map_err(failed("opening", GUARD_DIR))?;
-        let marker = open_file(&guard, MARKER, OFlags::RDWR | OFlags::CREATE).map_err(failed("opening", marker_path()))?;
+        let marker = file::open(&guard, MARKER, OFlags::RDWR | OFlags::CREATE).map_err(failed("opening", marker_path()))?;
         Ok(Self { user, data, guard, marker })
     }
 
@@ -180,10 +137,9 @@ impl Directory {
         self.marker.write_all_at(&[0], 0).map_err(failed("clearing", marker_path()))
     }
 
-    /// Bytes that a user without privileges may still write on this file system.
+    /// Bytes that a user without privileges may still write there.
     pub fn free(&self) -> io::Result<u64> {
-        let found = rustix::fs::fstatvfs(&self.data)?;
-        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+        file::free(&self.data)
     }
 }
 
@@ -195,105 +151,39 @@ fn open_directory(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(parent, name, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// A regular file, never a link, and never waited for (a pipe).
-pub(crate) fn open_file(parent: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
-    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?);
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
-}
-
-fn open_if_there(parent: &OwnedFd, name: &str) -> io::Result<Option<File>> {
-    match open_file(parent, name, OFlags::RDONLY) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// From this length on, bytes, a copy shares its file's blocks where it can. A file system that shares the blocks of a file which was just written
-/// brings it to the disk first (XFS and Btrfs, by copy_file_range too), and the next write waits for that: 1 MB so takes up to 140 ms
-/// where copying the bytes takes 0.2 ms.
-const SHARED_FROM: u64 = 8 << 20;
-
-/// Whether the file system is one of those that share blocks: XFS or Btrfs (linux/magic.h).
-fn may_share(file: &File) -> io::Result<bool> {
-    const SHARE: [u64; 2] = [0x5846_5342, 0x9123_683e];
-    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "the type differs between processors")]
-    let kind = rustix::fs::fstatfs(file)?.f_type as u64;
-    Ok(SHARE.contains(&kind))
-}
-
-/// What is copied at once, bytes.
-const BUFFER: usize = 256 * 1024;
-
-/// Makes `to` the same as `from`, byte for byte, in memory.
-fn copy_bytes(from: &mut File, to: &mut File) -> io::Result<()> {
-    from.seek(SeekFrom::Start(0))?;
-    to.seek(SeekFrom::Start(0))?;
-    // One more than there should be, so that one read finds the end.
-    let mut buffer = vec![0; usize::try_from(from.metadata()?.len()).map_or(BUFFER, |length| (length + 1).min(BUFFER))];
-    let mut length = 0;
-    loop {
-        let read = match from.read(&mut buffer) {
-            Ok(0) => return to.set_len(length),
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        to.write_all(&buffer[..read])?;
-        length += read as u64;
-    }
-}
-
-/// Makes `to` the same as `from`: by sharing its blocks where the file system can, else by copying in the kernel.
-pub(crate) fn copy(from: &mut File, to: &mut File) -> io::Result<()> {
-    if rustix::fs::ioctl_ficlone(&*to, &*from).is_ok() {
-        // What was there before may have been longer.
-        return to.set_len(from.metadata()?.len());
-    }
-    from.seek(SeekFrom::Start(0))?;
-    to.seek(SeekFrom::Start(0))?;
-    // copy_file_range where that is possible.
-    let length = io::copy(from, to)?;
-    to.set_len(length)
-}
-
 /// One file of a tenant, in the lane.
 pub(super) struct Guarded<'a> {
     directory: &'a Directory,
     name: &'a str,
     /// What the file was when its copy was made.
-    copied: Option<Identity>,
+    copied: Option<Version>,
     /// With whom to share a flush of the disk.
     sync: Option<&'a GroupSync<Directory>>,
 }
 
 /// Modified in the first second of 1970: no rewrite leaves that. (Times of a file in the kernel's coarse clock stay the same for 4 ms, and on some
-/// file systems for a second, so a rewrite may leave everything of an [`Identity`] as it was.)
+/// file systems for a second, so a rewrite may leave everything of an [`Version`] as it was.)
 const UNTOUCHED: (i64, i64) = (1, 0);
 
 impl<'a> Guarded<'a> {
     /// The file called `name`; `copied` is what it was when its copy was last made, where that is known.
-    pub(super) fn new(directory: &'a Directory, name: &'a str, copied: Option<Identity>, sync: Option<&'a GroupSync<Directory>>) -> Self {
+    pub(super) fn new(directory: &'a Directory, name: &'a str, copied: Option<Version>, sync: Option<&'a GroupSync<Directory>>) -> Self {
         Self { directory, name, copied, sync }
     }
 
     /// What the file was when its copy was made.
-    pub(super) fn copied(&self) -> Option<Identity> {
+    pub(super) fn copied(&self) -> Option<Version> {
         self.copied
     }
 
     /// The file as it stands.
-    pub(super) fn identity(&self) -> Result<Option<Identity>, FileError> {
-        match rustix::fs::statat(&self.directory.data, self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(found) => Ok(Some(Identity::from(&found))),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(failed("looking at", self.data_path())(error)),
-        }
+    pub(super) fn version(&self) -> Result<Option<Version>, FileError> {
+        let found = file::stat(&self.directory.data, self.name).map_err(failed("looking at", self.data_path()))?;
+        Ok(found.as_ref().map(Version::from))
     }
 
     /// Marks the file, which stands like that, as not touched since. Returns when it was modified.
-    pub(super) fn touch_not(&self, stands: Option<Identity>) -> Result<Option<(i64, i64)>, FileError> {
+    pub(super) fn touch_not(&self, stands: Option<Version>) -> Result<Option<(i64, i64)>, FileError> {
         let Some(found) = stands else { return Ok(None) };
         self.set_modified(UNTOUCHED)?;
         Ok(Some(found.modified))
@@ -301,25 +191,20 @@ impl<'a> Guarded<'a> {
 
     /// Whether sq rewrote the file since [`Self::touch_not`].
     pub(super) fn is_rewritten(&self) -> Result<bool, FileError> {
-        Ok(self.identity()?.is_some_and(|found| found.modified != UNTOUCHED))
+        Ok(self.version()?.is_some_and(|found| found.modified != UNTOUCHED))
     }
 
     /// Gives a file that was not rewritten its time back; its copy is as true as before.
     pub(super) fn untouched(&mut self, modified: Option<(i64, i64)>) -> Result<(), FileError> {
         if let Some(modified) = modified {
             self.set_modified(modified)?;
-            self.copied = self.identity()?;
+            self.copied = self.version()?;
         }
         Ok(())
     }
 
-    fn set_modified(&self, (seconds, nanoseconds): (i64, i64)) -> Result<(), FileError> {
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds },
-        };
-        rustix::fs::utimensat(&self.directory.data, self.name, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed("marking the time of", self.data_path()))
+    fn set_modified(&self, time: (i64, i64)) -> Result<(), FileError> {
+        file::set_modified(&self.directory.data, self.name, time).map_err(failed("marking the time of", self.data_path()))
     }
 
     fn data_path(&self) -> PathBuf {
@@ -333,22 +218,18 @@ impl<'a> Guarded<'a> {
     fn make_copy(&mut self, mut from: File) -> io::Result<()> {
         let found = from.metadata()?;
         self.copied = None;
-        let mut to = open_file(&self.directory.guard, self.name, OFlags::RDWR | OFlags::CREATE)?;
-        if found.len() < SHARED_FROM && may_share(&from)? {
-            copy_bytes(&mut from, &mut to)?
-        } else {
-            copy(&mut from, &mut to)?
-        };
+        let mut to = file::open(&self.directory.guard, self.name, OFlags::RDWR | OFlags::CREATE)?;
+        file::copy_fresh(&mut from, &mut to)?;
         if to.metadata()?.mode() & 0o7777 != found.mode() & 0o777 {
             rustix::fs::fchmod(&to, Mode::from_raw_mode(found.mode() & 0o777))?;
         }
-        self.copied = Some(Identity::of(&from)?);
+        self.copied = Some(Version::of(&from)?);
         Ok(())
     }
 
     /// Puts the copy in the place of the file: in one step, and without needing room.
     fn restore(&self) -> Result<(), FileError> {
-        let copy = open_file(&self.directory.guard, self.name, OFlags::RDONLY).map_err(failed("opening", self.copy_path()))?;
+        let copy = file::open(&self.directory.guard, self.name, OFlags::RDONLY).map_err(failed("opening", self.copy_path()))?;
         // Whose the data are: the instance's user, where it has one of its own.
         let owner = rustix::fs::fstat(&self.directory.data).map_err(failed("looking at", DATA_DIR))?;
         let found = copy.metadata().map_err(failed("looking at", self.copy_path()))?;
@@ -365,7 +246,7 @@ impl Files for Guarded<'_> {
     type Error = FileError;
 
     fn copy(&mut self) -> Result<bool, FileError> {
-        let stands = self.identity()?;
+        let stands = self.version()?;
         if stands.is_some() && stands == self.copied {
             return Ok(true);
         }
@@ -407,7 +288,7 @@ impl Files for Guarded<'_> {
         match self.restore() {
             // Put back already, by a recovery that died before it removed the marker.
             Err(error)
-                if error.source.kind() == io::ErrorKind::NotFound && self.identity()?.is_some_and(|found| found.size == marker.size) =>
+                if error.source.kind() == io::ErrorKind::NotFound && self.version()?.is_some_and(|found| found.size == marker.size) =>
             {
                 Ok(())
             }

@@ -11,14 +11,17 @@ use rustix::fd::OwnedFd;
 
 use super::{
     complaints::{self, Mark},
-    directory::{Directory, FileError, Guarded, Identity},
+    directory::{Directory, Guarded},
     group_sync::GroupSync,
     lane::Lane,
     target::{Call, Target},
     wire::{Refusal, Sent, ToGuard, ToProxy, Verdict, Write},
     write::{self, Durability, Files, Marker},
 };
-use crate::desired::TenantId;
+use crate::{
+    desired::TenantId,
+    file::{FileError, Version},
+};
 
 /// How long a write waits for the lane. Its turn among its own proxy's has come; left are a copy, a snapshot, another proxy's write.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,7 +36,7 @@ const REMEMBERED: usize = 8;
 #[derive(Default)]
 struct Memory {
     /// Files, and what each was when its copy was made; the latest last.
-    copied: Vec<(String, Identity)>,
+    copied: Vec<(String, Version)>,
     /// How far its log was read, and of which start of sq.
     log: Option<(u64, Mark)>,
     /// Its directories, opened for that start.
@@ -55,12 +58,12 @@ impl Memory {
         Ok(directory)
     }
 
-    fn take(&mut self, file: &str) -> Option<Identity> {
+    fn take(&mut self, file: &str) -> Option<Version> {
         let at = self.copied.iter().position(|(name, _)| name == file)?;
         Some(self.copied.remove(at).1)
     }
 
-    fn put(&mut self, file: String, identity: Option<Identity>) {
+    fn put(&mut self, file: String, identity: Option<Version>) {
         let Some(identity) = identity else { return };
         if self.copied.len() == REMEMBERED {
             self.copied.remove(0);
@@ -152,7 +155,7 @@ impl Keeper {
         let mut memory = lock(&memory);
         let copied = memory.take(&file);
         let mut guarded = Guarded::new(&directory, &file, copied, Some(&self.sync));
-        let stands = guarded.identity().map_err(files)?;
+        let stands = guarded.version().map_err(files)?;
         fits(&directory, stands, copied, write.call, write.body, write.memory_max)?;
         let mark = memory.log.filter(|(epoch, _)| *epoch == write.epoch).map(|(_, mark)| mark);
         let log = complaints::since(&directory, mark, &target.phext).map_err(io("reading sq.log"))?;
@@ -234,7 +237,7 @@ impl Keeper {
             return Ok(Judged::Failed("sq could not read or write the file: see its sq.log".into()));
         }
         // Its errors are told nowhere, but what it writes is what it answers.
-        if open.call == Call::Export && guarded.identity()?.is_none_or(|found| found.size != length) {
+        if open.call == Call::Export && guarded.version()?.is_none_or(|found| found.size != length) {
             return Ok(Judged::Failed("the export is not whole".into()));
         }
         Ok(Judged::Whole)
@@ -273,7 +276,7 @@ impl Keeper {
         drop(open.lane);
     }
 
-    fn remember(&self, open: &Open, copied: Option<Identity>) {
+    fn remember(&self, open: &Open, copied: Option<Version>) {
         let memory = self.memory(&open.id);
         let mut memory = lock(&memory);
         memory.put(open.marker.file.clone(), copied);
@@ -310,8 +313,8 @@ fn no_room(error: &FileError) -> Option<Refusal> {
 /// frees none.
 fn fits(
     directory: &Directory,
-    stands: Option<Identity>,
-    copied: Option<Identity>,
+    stands: Option<Version>,
+    copied: Option<Version>,
     call: Call,
     body: u64,
     memory_max: Option<u64>,

@@ -21,12 +21,12 @@ pub mod write;
 
 use std::{io, path::Path, time::Duration};
 
-pub use directory::{Directory, FileError, GUARD_DIR};
-pub(crate) use directory::{copy, open_file};
+pub use directory::{Directory, GUARD_DIR};
 pub use lane::Lane;
 pub use target::{BadName, Call, Target};
 pub use write::{Durability, Marker, Recovered};
 
+use crate::{file::FileError, instance::process::boot_id};
 use directory::Guarded;
 
 /// How long a recovery waits for a proxy that may be about to finish a write: sq has 35 s to answer one.
@@ -38,8 +38,8 @@ pub enum RecoverError {
     /// Somebody holds the lane.
     #[error("a write of this tenant is still under way after {} s; the proxy that holds it shows in /proc/locks", PATIENCE.as_secs())]
     Busy,
-    /// The lane's or the marker's file.
-    #[error("in {GUARD_DIR}/: {0}")]
+    /// The lane's or the marker's file, or the host's boot id.
+    #[error("in {GUARD_DIR}/, or asking which boot this is: {0}")]
     Lane(#[from] io::Error),
     /// The files.
     #[error("{0}; mend that, and the file is put back at the next try")]
@@ -47,7 +47,7 @@ pub enum RecoverError {
 }
 
 /// Puts back what a broken write left in doubt in `user_dir`. Nothing that writes there may live. Blocks, as a rule for some 50 µs.
-pub fn recover(user_dir: &Path, boot_id: &str) -> Result<Option<Recovered>, RecoverError> {
+pub fn recover(user_dir: &Path) -> Result<Option<Recovered>, RecoverError> {
     if !Directory::is_marked_in(user_dir)? {
         return Ok(None);
     }
@@ -60,7 +60,7 @@ pub fn recover(user_dir: &Path, boot_id: &str) -> Result<Option<Recovered>, Reco
         return Ok(None);
     };
     let mut guarded = Guarded::new(&directory, &marker.file, None, None);
-    Ok(write::recover(&mut guarded, boot_id)?)
+    Ok(write::recover(&mut guarded, &boot_id()?)?)
 }
 
 /// Whether a write broke off in `user_dir` and waits to be put back: a marker stands, and nobody is about to finish.
@@ -90,7 +90,7 @@ mod tests {
             Directory::open(dir.path()).unwrap();
             fs::write(dir.path().join("guard/marker"), half).unwrap();
             assert!(is_in_doubt(dir.path()).unwrap());
-            assert_eq!(recover(dir.path(), "boot").unwrap(), None);
+            assert_eq!(recover(dir.path()).unwrap(), None);
             assert!(!is_in_doubt(dir.path()).unwrap(), "{half:?}");
             assert_eq!(fs::read_to_string(dir.path().join("phext-data/a.phext")).unwrap(), "text");
         }

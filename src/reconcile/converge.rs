@@ -307,9 +307,7 @@ impl<W: World> Core<W> {
     pub(super) fn is_current(&self, id: &TenantId, epoch: u64, change: &Change<W::Process>) -> bool {
         let Some(known) = self.observed.known.get(id) else { return false };
         let (current, fits) = match &known.state {
-            State::Starting { epoch, .. } => {
-                (*epoch, matches!(change, Change::Recovered(_) | Change::Spawned(_) | Change::Ready | Change::NotStarted(_)))
-            }
+            State::Starting { epoch, .. } => (*epoch, matches!(change, Change::Spawned(_) | Change::Ready | Change::NotStarted(_))),
             State::Running(running) => (running.epoch, matches!(change, Change::Exited(_) | Change::OutOfMemory)),
             State::Stopping { epoch, .. } => (*epoch, matches!(change, Change::Exited(_) | Change::OutOfMemory | Change::Immortal)),
             State::Absent | State::Unknown | State::Looking => (0, false),

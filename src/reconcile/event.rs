@@ -41,8 +41,6 @@ pub struct NotKept {
 /// How an instance changed.
 #[derive(Debug, Clone)]
 pub enum Change<P> {
-    /// Before anything else: a write to it had broken off, and the text is as it was.
-    Recovered(Recovered),
     /// The process exists; nothing is proved yet.
     Spawned(P),
     /// The keyed probe proved that this process answers on the port.

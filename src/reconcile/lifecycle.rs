@@ -16,14 +16,14 @@ use super::{
 use crate::{
     crash_point,
     desired::TenantId,
-    guard::{self, Directory, Lane, Recovered},
+    guard::{self, Directory, Lane},
     instance::{
         launcher::Launcher,
         log,
         network::Network,
         ports::{self, PortState},
         probe::{self, KeyedAnswer, NotReady, ProbeError},
-        process::{Exit, Process, boot_id},
+        process::{Exit, Process},
         scan::{self, Found},
         spawn::SpawnSpec,
         stop,
@@ -62,20 +62,16 @@ pub(super) async fn start(launcher: Launcher, epoch: u64, spec: SpawnSpec, gate:
     };
     let (port, key) = (spec.port, spec.key.clone());
     let (network, born_by) = (launcher.network(), launcher.clone());
-    let user_dir = spec.user_dir.clone();
-    let doubt = tokio::task::spawn_blocking(move || recover(&user_dir)).await;
-    match doubt.map_err(|error| error.to_string()).and_then(|recovered| recovered) {
-        Ok(Some(recovered)) => report(Change::Recovered(recovered)),
-        Ok(None) => {}
-        Err(error) => return report(Change::NotStarted(NotStarted::Failed(error))),
-    }
-    let spawned =
-        tokio::task::spawn_blocking(move || gate.pass(|| born_by.launch(&spec).map(|process| (process, memory_kills(&born_by, &spec.id)))))
-            .await;
-    let (process, kills) = match spawned {
+    let undone = reports.clone();
+    let birth = move || -> Result<_, String> {
+        undo(&spec.user_dir, &spec.id, &undone)?;
+        let process = born_by.launch(&spec).map_err(|error| error.to_string())?;
+        Ok((process, memory_kills(&born_by, &spec.id)))
+    };
+    let (process, kills) = match tokio::task::spawn_blocking(move || gate.pass(birth)).await {
         Ok(Some(Ok((process, kills)))) => (Arc::new(process), kills),
         Ok(None) => return, // halted before it began
-        Ok(Some(Err(error))) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
+        Ok(Some(Err(error))) => return report(Change::NotStarted(NotStarted::Failed(error))),
         Err(error) => return report(Change::NotStarted(NotStarted::Failed(error.to_string()))),
     };
     crash_point::reached("start.launched");
@@ -92,12 +88,6 @@ pub(super) async fn start(launcher: Launcher, epoch: u64, spec: SpawnSpec, gate:
         }
     }
     report(end_of(&launcher, &id, kills, process.exited().await));
-}
-
-/// Nothing of the tenant runs: what a broken write left is put back now.
-fn recover(user_dir: &Path) -> Result<Option<Recovered>, String> {
-    let boot_id = boot_id().map_err(|error| error.to_string())?;
-    guard::recover(user_dir, &boot_id).map_err(|error| error.to_string())
 }
 
 /// How often the kernel has killed in the tenant's cgroup for its memory limit; 0 where that is not counted.
@@ -207,10 +197,10 @@ pub(super) async fn stop_all(processes: &[Arc<Process>]) -> Option<Exit> {
     exit
 }
 
-/// Nothing of the tenant runs: what a broken write left is put back before its files are looked at.
-fn undo(user_dir: &Path, id: TenantId, reports: &Reports) -> Result<(), String> {
-    if let Some(recovered) = recover(user_dir)? {
-        let _ = reports.send(Event::Undone(id, recovered));
+/// Nothing of the tenant runs: what a broken write left is put back before anything else is done with its files.
+fn undo(user_dir: &Path, id: &TenantId, reports: &Reports) -> Result<(), String> {
+    if let Some(recovered) = guard::recover(user_dir).map_err(|error| error.to_string())? {
+        let _ = reports.send(Event::Undone(id.clone(), recovered));
     }
     Ok(())
 }
@@ -220,7 +210,7 @@ pub(super) async fn keep(number: u64, id: TenantId, order: SnapshotOrder, gate: 
     let (undone, whose) = (reports.clone(), id.clone());
     let work = move || {
         if order.reason.is_at_rest() {
-            undo(&order.user_dir, whose, &undone).map_err(|why| NotKept { no_room: false, why })?;
+            undo(&order.user_dir, &whose, &undone).map_err(|why| NotKept { no_room: false, why })?;
         }
         snapshot::take(&order).map_err(|error| NotKept { no_room: error.is_no_room(), why: error.to_string() })
     };
@@ -236,7 +226,7 @@ pub(super) async fn keep(number: u64, id: TenantId, order: SnapshotOrder, gate: 
 pub(super) async fn restore(number: u64, id: TenantId, order: RestoreOrder, gate: Gate, reports: Reports) {
     let (undone, whose) = (reports.clone(), id.clone());
     let work = move || {
-        undo(&order.to, whose, &undone)?;
+        undo(&order.to, &whose, &undone)?;
         snapshot::restore(&order).map_err(|error| error.to_string())
     };
     let restored = match tokio::task::spawn_blocking(move || gate.pass(work)).await {

@@ -35,7 +35,6 @@ impl<W: World> Core<W> {
 
     fn changed(&mut self, id: &TenantId, epoch: u64, change: Change<W::Process>, now: Moment) {
         match change {
-            Change::Recovered(recovered) => self.recovered(id, &recovered),
             Change::Spawned(process) => self.spawned(id, epoch, process),
             Change::Ready => self.ready(id, epoch, now),
             Change::NotStarted(why) => self.not_started(id, epoch, why, now),

@@ -5,29 +5,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    path::Path,
+    time::{Duration, Instant},
 };
 
 use rustix::{
     fd::OwnedFd,
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT},
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags},
     io::Errno,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::guard::{self, Directory, FileError, Lane};
+use crate::{
+    file::{self, FileError, Version, failed},
+    guard::{Directory, Lane},
+};
 
 /// How long a copy waits for the lane: longer than any write that goes well.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A file that was written less than this before it was looked at may be written again without a sign: the kernel's coarse clock, by which files
-/// are stamped, stands still for up to 10 ms (HZ=100).
-const SETTLES_IN: i128 = 50_000_000;
-/// The same where times are whole seconds.
-const COARSE_SETTLES_IN: i128 = 2_000_000_000;
 /// How often a file is copied anew that changes though the lane is held: a tenant with `durability = "off"` writes past it.
 const TRIES: u32 = 10;
 /// While more than this was written during a pass, bytes, another one is made before the lane is taken: it is copied in about a millisecond.
@@ -43,16 +39,6 @@ pub enum CopyError {
     /// The tenant's files.
     #[error(transparent)]
     Files(#[from] FileError),
-    /// One file.
-    #[error("{doing} {path}: {source}", path = .path.display())]
-    File {
-        /// What was tried.
-        doing: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
     /// Somebody holds the lane.
     #[error("a write of this tenant has been under way for {} s; try again when it has ended", PATIENCE.as_secs())]
     Busy,
@@ -77,48 +63,6 @@ pub enum CopyError {
     TooMany,
 }
 
-fn failed<E: Into<io::Error>>(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> CopyError {
-    move |error| CopyError::File { doing, path: path.into(), source: error.into() }
-}
-
-/// What tells a file from what it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Version {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Version {
-    fn of(file: &File) -> io::Result<Self> {
-        let found = file.metadata()?;
-        let modified = (found.mtime(), found.mtime_nsec());
-        Ok(Self { inode: found.ino(), size: found.len(), modified, changed: (found.ctime(), found.ctime_nsec()) })
-    }
-
-    fn at(directory: &OwnedFd, name: &str) -> io::Result<Option<Self>> {
-        match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile => Ok(Some(Self {
-                inode: found.st_ino,
-                size: u64::try_from(found.st_size).unwrap_or(0),
-                modified: (found.st_mtime, found.st_mtime_nsec.cast_signed()),
-                changed: (found.st_ctime, found.st_ctime_nsec.cast_signed()),
-            })),
-            Ok(_) | Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Whether any later write would give it another one.
-    fn is_settled(self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| i128::try_from(now.as_nanos()).unwrap_or(0));
-        let changed = i128::from(self.changed.0) * 1_000_000_000 + i128::from(self.changed.1);
-        let whole_seconds = (self.changed.1, self.modified.1) == (0, 0);
-        changed + if whole_seconds { COARSE_SETTLES_IN } else { SETTLES_IN } < now
-    }
-}
-
 /// What the files of a copy were made of, so that the next copy into the same directory takes only what is new.
 ///
 /// A file that was written just before it was copied is left out, since it could be written again without a sign.
@@ -141,20 +85,11 @@ pub(crate) struct Copied {
     /// Every file, by name.
     pub(crate) files: Vec<CopiedFile>,
     /// How many of them were copied this time, in whole or anew in the lane.
-    #[allow(dead_code, reason = "for whoever copies into one directory again and again")]
     pub(crate) copied: usize,
     /// Every one that was copied shares its blocks with the original.
     pub(crate) shared: bool,
     /// How long the lane was held: what a write waited at most.
     pub(crate) in_lane: Duration,
-}
-
-impl Copied {
-    /// Length of all files together, bytes.
-    #[allow(dead_code, reason = "likewise")]
-    pub(crate) fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.size).sum()
-    }
 }
 
 /// Makes `to`, a directory of the agent's that holds nothing else, the same as the phexts of the tenant in `user_dir`, as they stand between
@@ -201,12 +136,17 @@ pub(crate) fn is_unchanged(user_dir: &Path, known: &Known) -> Result<bool, CopyE
         return Ok(false);
     }
     for name in names {
-        let found = Version::at(directory.data(), &name).map_err(failed("looking at", user_dir.join(&name)))?;
+        let found = regular(directory.data(), &name).map_err(failed("looking at", user_dir.join(&name)))?;
         if found.is_none() || found != known.0.get(&name).copied() {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// What the regular file called `name` is, if there is one.
+fn regular(directory: &OwnedFd, name: &str) -> io::Result<Option<Version>> {
+    Ok(file::stat(directory, name)?.filter(file::is_regular).as_ref().map(Version::from))
 }
 
 /// The regular files in `directory`, by name. What has no name in UTF-8 is not sq's.
@@ -218,7 +158,7 @@ pub(super) fn names(directory: &OwnedFd) -> Result<Vec<String>, CopyError> {
         let regular = match entry.file_type() {
             FileType::RegularFile => true,
             // Some file systems do not say.
-            FileType::Unknown => Version::at(directory, name).map_err(failed("looking at", name))?.is_some(),
+            FileType::Unknown => regular(directory, name).map_err(failed("looking at", name))?.is_some(),
             _ => false,
         };
         if regular {
@@ -256,19 +196,19 @@ impl Copying<'_> {
         if self.known.0.get(name) != Some(&version) {
             return Ok(false);
         }
-        let there = Version::at(self.to, name)?;
+        let there = regular(self.to, name)?;
         Ok(there.is_some_and(|there| (there.size, there.modified) == (version.size, version.modified)))
     }
 
     fn has_room(&self, keep: u64) -> Result<(), CopyError> {
         let mut needed = 0_u64;
         for name in names(self.from)? {
-            let Some(version) = Version::at(self.from, &name).map_err(failed("looking at", &name))? else { continue };
+            let Some(version) = regular(self.from, &name).map_err(failed("looking at", &name))? else { continue };
             if !self.is_there(&name, version).map_err(failed("looking at", self.path.join(&name)))? {
                 needed = needed.saturating_add(version.size);
             }
         }
-        let free = free(self.to).map_err(failed("asking for free room in", self.path))?;
+        let free = file::free(self.to).map_err(failed("asking for free room in", self.path))?;
         if free < needed.saturating_add(keep) { Err(CopyError::NoRoom { needed, keep, free }) } else { Ok(()) }
     }
 
@@ -276,7 +216,7 @@ impl Copying<'_> {
     fn pass(&mut self) -> Result<Pass, CopyError> {
         let mut pass = Pass { files: Vec::new(), copied: 0, restless: None };
         for name in names(self.from)? {
-            let Some(version) = Version::at(self.from, &name).map_err(failed("looking at", &name))? else { continue };
+            let Some(version) = regular(self.from, &name).map_err(failed("looking at", &name))? else { continue };
             let mut size = version.size;
             if !self.is_there(&name, version).map_err(failed("looking at", self.path.join(&name)))? {
                 self.copied.insert(name.clone());
@@ -295,7 +235,7 @@ impl Copying<'_> {
     /// Its size; `None` where it changed meanwhile.
     fn copy(&mut self, name: &str) -> io::Result<Option<u64>> {
         self.known.0.remove(name);
-        let mut from = match guard::open_file(self.from, name, OFlags::RDONLY) {
+        let mut from = match file::open(self.from, name, OFlags::RDONLY) {
             Ok(from) => from,
             // Removed just now.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -308,14 +248,10 @@ impl Copying<'_> {
             Err(error) if error != Errno::NOENT => return Err(error.into()),
             _ => {}
         }
-        let mut to = guard::open_file(self.to, name, OFlags::RDWR | OFlags::CREATE)?;
-        if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
-            to.set_len(from.metadata()?.len())?;
-        } else {
-            self.shared &= before.size == 0;
-            guard::copy(&mut from, &mut to)?;
-        }
-        set_modified(self.to, name, before.modified)?;
+        let mut to = file::open(self.to, name, OFlags::RDWR | OFlags::CREATE)?;
+        let shared = file::copy(&mut from, &mut to)?;
+        self.shared &= shared || before.size == 0;
+        file::set_modified(self.to, name, before.modified)?;
         if Version::of(&from)? != before {
             return Ok(None);
         }
@@ -336,23 +272,14 @@ impl Copying<'_> {
     }
 }
 
-/// Bytes that may still be written on the file system of `directory`.
-pub(super) fn free(directory: &OwnedFd) -> io::Result<u64> {
-    let found = rustix::fs::fstatvfs(directory)?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
-pub(super) fn set_modified(directory: &OwnedFd, name: &str, (seconds, nanoseconds): (i64, i64)) -> io::Result<()> {
-    let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds },
-    };
-    Ok(rustix::fs::utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _};
+    use std::{
+        fs::{self, File},
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+        path::PathBuf,
+        time::UNIX_EPOCH,
+    };
 
     use super::*;
 
@@ -423,7 +350,8 @@ mod tests {
         fs::remove_file(tenant.data("é b.phext")).unwrap();
         assert!(!is_unchanged(&tenant.user_dir(), &tenant.known).unwrap());
         let copied = tenant.copy().unwrap();
-        assert_eq!((copied.copied, copied.files.len(), copied.bytes()), (1, 2, 6));
+        let bytes: u64 = copied.files.iter().map(|file| file.size).sum();
+        assert_eq!((copied.copied, copied.files.len(), bytes), (1, 2, 6));
         assert_eq!(tenant.copies(), texts(&[(".phext", ""), ("a.phext", "longer")]));
         tenant.write("c.phext", "c");
         assert!(!is_unchanged(&tenant.user_dir(), &tenant.known).unwrap());

@@ -16,14 +16,15 @@ use rustix::fs::{AtFlags, CWD, Gid, OFlags, Uid, chownat};
 use super::{
     copy::CopiedFile,
     name::{Name, Reason},
-    shelf::{self, ARCHIVE, FILES, Shelf, ShelfError, failed},
+    shelf::{self, ARCHIVE, FILES, Shelf, ShelfError},
     take::{SnapshotError, SnapshotOrder, Taken, take_into, thin_out},
 };
 use crate::{
     crash_point,
     desired::Snapshots,
-    guard::{self, Directory, FileError, Lane, RecoverError},
-    instance::{process::boot_id, spawn::DATA_DIR},
+    file::{self, FileError, failed, remove_tree},
+    guard::{self, Directory, Lane, RecoverError},
+    instance::spawn::DATA_DIR,
 };
 
 /// What sq appends to a phext's name.
@@ -102,7 +103,7 @@ pub enum RestoreError {
     #[error("{error}; {replaced} of {of} files are of the snapshot, the others as before, which is kept: mend that and restore again")]
     HalfWay {
         /// What went wrong.
-        error: ShelfError,
+        error: FileError,
         /// Files that were replaced.
         replaced: usize,
         /// Files that were to be.
@@ -125,8 +126,7 @@ pub fn restore(order: &RestoreOrder) -> Result<Restored, RestoreError> {
     let unpacked = shelf.unpacking()?;
     let files = unpack(order, &unpacked)?;
     crash_point::reached("restore.unpacked");
-    let boot_id = boot_id().map_err(failed("reading the boot id of", "this host"))?;
-    guard::recover(&order.to, &boot_id)?;
+    guard::recover(&order.to)?;
     let before = SnapshotOrder { user_dir: order.to.clone(), reason: Reason::BeforeRestore, keep: order.keep.clone(), now: order.now };
     let kept = take_into(&shelf, &before).map_err(RestoreError::NotKept)?;
     crash_point::reached("restore.kept");
@@ -144,7 +144,7 @@ pub fn restore(order: &RestoreOrder) -> Result<Restored, RestoreError> {
     let removed = if order.file.is_none() { remove_others(&data, &files)? } else { 0 };
     shelf::sync(&data)?;
     crash_point::reached("restore.done");
-    shelf::remove_tree(&unpacked)?;
+    remove_tree(&unpacked)?;
     // Not before: cut off, it has to find the snapshot again.
     thin_out(&shelf, &order.keep, order.now)?;
     Ok(Restored { files: files.len(), bytes: files.iter().map(|file| file.size).sum(), removed, kept })
@@ -154,7 +154,7 @@ pub fn restore(order: &RestoreOrder) -> Result<Restored, RestoreError> {
 fn unpack(order: &RestoreOrder, to: &Path) -> Result<Vec<CopiedFile>, RestoreError> {
     let snapshot = shelf::path(&order.from, order.name);
     let manifest = match shelf::manifest(&snapshot) {
-        Err(ShelfError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound && !snapshot.exists() => {
+        Err(FileError { source, .. }) if source.kind() == io::ErrorKind::NotFound && !snapshot.exists() => {
             return Err(RestoreError::Gone(order.name));
         }
         Err(error) => return Err(RestoreError::Damaged { name: order.name, what: error.to_string() }),
@@ -173,7 +173,7 @@ fn unpack(order: &RestoreOrder, to: &Path) -> Result<Vec<CopiedFile>, RestoreErr
         Err(error) if error.kind() == io::ErrorKind::NotFound => files.iter().try_for_each(|file| {
             let mut from = File::open(snapshot.join(FILES).join(&file.name))?;
             let mut into = create(&to.join(&file.name))?;
-            guard::copy(&mut from, &mut into)?;
+            file::copy(&mut from, &mut into)?;
             into.set_modified(from.metadata()?.modified()?)
         }),
         Err(error) => Err(error),
@@ -214,7 +214,7 @@ fn create(path: &Path) -> io::Result<File> {
 }
 
 /// Puts a file in the place of another one, in one step, as the instance's own.
-fn replace(from: &Path, to: &Path, owner: &fs::Metadata) -> Result<(), ShelfError> {
+fn replace(from: &Path, to: &Path, owner: &fs::Metadata) -> Result<(), FileError> {
     let found = fs::symlink_metadata(from).map_err(failed("looking at", from))?;
     if (found.uid(), found.gid()) != (owner.uid(), owner.gid()) {
         let (user, group) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
@@ -224,7 +224,7 @@ fn replace(from: &Path, to: &Path, owner: &fs::Metadata) -> Result<(), ShelfErro
 }
 
 /// Removes the files that are not of the snapshot; they are kept in the one that was taken just before.
-fn remove_others(data: &Path, files: &[CopiedFile]) -> Result<usize, ShelfError> {
+fn remove_others(data: &Path, files: &[CopiedFile]) -> Result<usize, FileError> {
     let mut removed = 0;
     for entry in fs::read_dir(data).map_err(failed("reading", data))? {
         let entry = entry.map_err(failed("reading", data))?;

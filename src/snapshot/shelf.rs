@@ -17,6 +17,7 @@ use super::{
     copy::{CopiedFile, Known},
     name::{Name, Reason},
 };
+use crate::file::{FileError, failed, remove_tree};
 
 /// Below a tenant's directory.
 pub const SNAPSHOTS_DIR: &str = "snapshots";
@@ -36,22 +37,11 @@ const UNPACKED: &str = ".restore";
 #[derive(Debug, thiserror::Error)]
 pub enum ShelfError {
     /// A file operation.
-    #[error("{doing} {}: {source}", .path.display())]
-    File {
-        /// What was tried.
-        doing: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Files(#[from] FileError),
     /// Something else stands there.
     #[error("{} is not a directory of its own; move it away", .0.display())]
     NotADirectory(PathBuf),
-}
-
-pub(super) fn failed<E: Into<io::Error>>(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> ShelfError {
-    move |error| ShelfError::File { doing, path: path.into(), source: error.into() }
 }
 
 /// What stands in a snapshot's manifest.
@@ -107,11 +97,11 @@ impl Shelf {
     }
 
     /// Every snapshot, the oldest first.
-    pub(super) fn names(&self) -> Result<Vec<Name>, ShelfError> {
+    pub(super) fn names(&self) -> Result<Vec<Name>, FileError> {
         names(&self.path)
     }
 
-    pub(super) fn manifest(&self, name: Name) -> Result<Manifest, ShelfError> {
+    pub(super) fn manifest(&self, name: Name) -> Result<Manifest, FileError> {
         manifest(&self.path.join(name.to_string()))
     }
 
@@ -130,7 +120,7 @@ impl Shelf {
     }
 
     /// What was begun is a snapshot from here on. Its time is `now`, or the next second that no other one has.
-    pub(super) fn finish(&self, reason: Reason, now: u64, files: Vec<CopiedFile>, known: Known) -> Result<Name, ShelfError> {
+    pub(super) fn finish(&self, reason: Reason, now: u64, files: Vec<CopiedFile>, known: Known) -> Result<Name, FileError> {
         let taken = self.names()?;
         let at = (now..).find(|at| !taken.iter().any(|name| name.at == *at)).unwrap_or(now);
         let name = Name { at, reason };
@@ -145,25 +135,25 @@ impl Shelf {
     }
 
     /// Removes a snapshot; cut off, it is gone all the same.
-    pub(super) fn remove(&self, name: Name) -> Result<(), ShelfError> {
+    pub(super) fn remove(&self, name: Name) -> Result<(), FileError> {
         let (path, gone) = (self.path.join(name.to_string()), self.path.join(GONE));
         fs::rename(&path, &gone).map_err(failed("removing", &path))?;
         remove_tree(&gone)
     }
 
-    pub(super) fn listed(&self, name: Name) -> Result<Listed, ShelfError> {
+    pub(super) fn listed(&self, name: Name) -> Result<Listed, FileError> {
         listed(&self.path, name)
     }
 }
 
 /// Every snapshot of the tenant in `user_dir`, the oldest first. Also while others are at it.
-pub fn list(user_dir: &Path) -> Result<Vec<Listed>, ShelfError> {
+pub fn list(user_dir: &Path) -> Result<Vec<Listed>, FileError> {
     let path = user_dir.join(SNAPSHOTS_DIR);
     let mut all = Vec::new();
     for name in names(&path)? {
         match listed(&path, name) {
             // Removed just now.
-            Err(ShelfError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(FileError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             found => all.push(found?),
         }
     }
@@ -175,13 +165,13 @@ pub(super) fn path(user_dir: &Path, name: Name) -> PathBuf {
     user_dir.join(SNAPSHOTS_DIR).join(name.to_string())
 }
 
-pub(super) fn manifest(snapshot: &Path) -> Result<Manifest, ShelfError> {
+pub(super) fn manifest(snapshot: &Path) -> Result<Manifest, FileError> {
     let path = snapshot.join(MANIFEST);
     let text = fs::read(&path).map_err(failed("reading", &path))?;
     serde_json::from_slice(&text).map_err(io::Error::from).map_err(failed("reading", &path))
 }
 
-fn names(shelf: &Path) -> Result<Vec<Name>, ShelfError> {
+fn names(shelf: &Path) -> Result<Vec<Name>, FileError> {
     let entries = match fs::read_dir(shelf) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed("reading", shelf))?,
@@ -195,7 +185,7 @@ fn names(shelf: &Path) -> Result<Vec<Name>, ShelfError> {
     Ok(names)
 }
 
-fn listed(shelf: &Path, name: Name) -> Result<Listed, ShelfError> {
+fn listed(shelf: &Path, name: Name) -> Result<Listed, FileError> {
     let path = shelf.join(name.to_string());
     let manifest = manifest(&path)?;
     let bytes = match fs::metadata(path.join(ARCHIVE)) {
@@ -209,21 +199,14 @@ fn listed(shelf: &Path, name: Name) -> Result<Listed, ShelfError> {
 /// Makes `path`, closed to others, or takes the directory that is there.
 pub(super) fn make_directory(path: &Path) -> Result<(), ShelfError> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("making", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("making", path)(error).into()),
         _ => {}
     }
     let found = fs::symlink_metadata(path).map_err(failed("looking at", path))?;
     if found.is_dir() { Ok(()) } else { Err(ShelfError::NotADirectory(path.into())) }
 }
 
-pub(super) fn remove_tree(path: &Path) -> Result<(), ShelfError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn write_through(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
+fn write_through(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
     let write = || {
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
@@ -234,6 +217,6 @@ fn write_through(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
 }
 
 /// Brings a file, or the names in a directory, to the disk.
-pub(super) fn sync(path: &Path) -> Result<(), ShelfError> {
+pub(super) fn sync(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(failed("syncing", path))
 }

@@ -12,9 +12,14 @@ use super::{
     copy::{self, CopyError, Known},
     name::{Name, Reason},
     retention,
-    shelf::{self, ARCHIVE, FILES, Listed, Shelf, ShelfError, failed},
+    shelf::{self, ARCHIVE, FILES, Listed, Shelf, ShelfError},
 };
-use crate::{crash_point, desired::Snapshots};
+use crate::{
+    crash_point,
+    desired::Snapshots,
+    file::{FileError, failed, remove_tree},
+    instance::spawn::DATA_DIR,
+};
 
 /// An hourly snapshot leaves so much of the disk free: enough for what everybody writes until somebody looks.
 const FREE_BYTES: u64 = 256 << 20;
@@ -58,6 +63,9 @@ pub enum SnapshotError {
     /// It cannot be kept.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
+    /// A file operation.
+    #[error(transparent)]
+    Files(#[from] FileError),
 }
 
 impl SnapshotError {
@@ -69,7 +77,7 @@ impl SnapshotError {
 
 /// Takes a snapshot unless nothing has changed since the last one, and removes those that are not to be kept any longer.
 pub fn take(order: &SnapshotOrder) -> Result<Taken, SnapshotError> {
-    if !order.user_dir.join(crate::instance::spawn::DATA_DIR).exists() {
+    if !order.user_dir.join(DATA_DIR).exists() {
         return Ok(Taken::Nothing);
     }
     let shelf = Shelf::open(&order.user_dir)?;
@@ -91,7 +99,7 @@ pub(super) fn take_into(shelf: &Shelf, order: &SnapshotOrder) -> Result<Taken, S
     let taken = make(shelf, order, &new, newest.is_some());
     if taken.is_err() {
         // The error itself says more than this one could; whoever comes next sweeps.
-        let _ = shelf::remove_tree(&new);
+        let _ = remove_tree(&new);
     }
     taken
 }
@@ -102,7 +110,7 @@ fn make(shelf: &Shelf, order: &SnapshotOrder, new: &Path, has_others: bool) -> R
     let mut known = Known::default();
     let copied = copy::copy_tenant(&order.user_dir, &files, &mut known, keep_free(order, new)?)?;
     if copied.files.is_empty() && !has_others {
-        shelf::remove_tree(new)?;
+        remove_tree(new)?;
         return Ok(Taken::Nothing);
     }
     crash_point::reached("snapshot.copied");
@@ -111,7 +119,7 @@ fn make(shelf: &Shelf, order: &SnapshotOrder, new: &Path, has_others: bool) -> R
         shelf::sync(&files)?;
     } else {
         pack(&files, copied.files.iter().map(|file| file.name.as_str()), &new.join(ARCHIVE))?;
-        shelf::remove_tree(&files)?;
+        remove_tree(&files)?;
     }
     crash_point::reached("snapshot.packed");
     let name = shelf.finish(order.reason, order.now, copied.files, known)?;
@@ -126,13 +134,13 @@ fn keep_free(order: &SnapshotOrder, new: &Path) -> Result<u64, SnapshotError> {
         Reason::Hourly => FREE_BYTES.max(disk.f_blocks.saturating_mul(disk.f_frsize) / FREE_SHARE),
         _ => LEAST_FREE,
     };
-    let data = order.user_dir.join(crate::instance::spawn::DATA_DIR);
+    let data = order.user_dir.join(DATA_DIR);
     let sizes = fs::read_dir(&data).map_err(failed("reading", &data))?.filter_map(|entry| entry.ok()?.metadata().ok());
     let archive: u64 = sizes.filter(fs::Metadata::is_file).map(|found| found.len()).sum();
     Ok(for_others.saturating_add(archive))
 }
 
-fn pack<'a>(files: &Path, names: impl Iterator<Item = &'a str>, archive: &Path) -> Result<(), ShelfError> {
+fn pack<'a>(files: &Path, names: impl Iterator<Item = &'a str>, archive: &Path) -> Result<(), FileError> {
     let pack = || -> io::Result<()> {
         let file = File::options().write(true).create_new(true).mode(0o600).open(archive)?;
         let mut zstd = zstd::Encoder::new(BufWriter::new(file), LEVEL)?;
@@ -149,7 +157,7 @@ fn pack<'a>(files: &Path, names: impl Iterator<Item = &'a str>, archive: &Path) 
 }
 
 /// Removes what is not to be kept any longer.
-pub(super) fn thin_out(shelf: &Shelf, keep: &Snapshots, now: u64) -> Result<(), ShelfError> {
+pub(super) fn thin_out(shelf: &Shelf, keep: &Snapshots, now: u64) -> Result<(), FileError> {
     let mut all = Vec::new();
     for name in shelf.names()? {
         // One that cannot be read is left for a person.
