@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::counted;
-use crate::{admin::status::BackupStatus, desired::Backup, observed::Moment};
+use crate::{admin::status::BackupStatus, desired::Backup, observed::Moment, store::rfc3339};
 
 /// An agent that has just started has more urgent things to do.
 const AFTER_START: Duration = Duration::from_secs(60);
@@ -396,10 +396,6 @@ impl Book {
             last_run_good: self.last_run.1,
         }
     }
-}
-
-fn rfc3339(at: u64) -> String {
-    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_secs(at)).to_string()
 }
 
 #[cfg(test)]

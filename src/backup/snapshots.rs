@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::Deserialize;
@@ -13,6 +13,7 @@ use super::{
     fault::ResticError,
     restic::{QUESTION, Restic},
 };
+use crate::store::rfc3339;
 
 /// One snapshot of one host.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -33,8 +34,7 @@ impl Snapshot {
 
     /// When it was taken, for people.
     pub(super) fn when(&self) -> String {
-        self.at()
-            .map_or_else(|| self.written.clone(), |at| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at)).to_string())
+        self.at().map_or_else(|| self.written.clone(), rfc3339)
     }
 }
 
@@ -124,6 +124,8 @@ pub(super) fn restore(restic: &Restic, id: &str, part: Option<&str>, target: &Pa
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn snapshot(id: &str, host: &str, time: &str) -> Snapshot {

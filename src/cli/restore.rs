@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{
     restore_all,
-    snapshot::{PATIENCE, alone, tenant},
+    snapshot::{PATIENCE, alone, show, tenant},
 };
 use crate::{
     admin::{
@@ -62,12 +62,7 @@ pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
         Err(AskError::NotRunning(_)) => without_agent(wish, desired)?,
         answer => serde_json::from_slice(&answer?)?,
     };
-    if args.json {
-        anstream::println!("{}", serde_json::to_string(&answer)?);
-    } else {
-        anstream::println!("{}", answer.detail);
-    }
-    Ok(ExitCode::SUCCESS)
+    show(&answer, &answer.detail, args.json)
 }
 
 fn without_agent(wish: RestoreRequest, desired: &Desired) -> anyhow::Result<RestoreAnswer> {

@@ -40,10 +40,15 @@ pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
         }
         answer => serde_json::from_slice(&answer?)?,
     };
-    if args.json {
-        anstream::println!("{}", serde_json::to_string(&answer)?);
+    show(&answer, &answer.detail, args.json)
+}
+
+/// An answer for a person, or for a program.
+pub(super) fn show(answer: &impl serde::Serialize, detail: &str, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        anstream::println!("{}", serde_json::to_string(answer)?);
     } else {
-        anstream::println!("{}", answer.detail);
+        anstream::println!("{detail}");
     }
     Ok(ExitCode::SUCCESS)
 }

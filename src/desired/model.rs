@@ -144,6 +144,18 @@ fn process() -> Durability {
 }
 
 impl Limits {
+    /// Those of a tier that leaves everything out.
+    pub const BASE: Self = Self {
+        memory_max: None,
+        cpu_quota: None,
+        rate: None,
+        burst: 20,
+        concurrency: 8,
+        queue: 100,
+        body_max: 2 << 20,
+        durability: Durability::Process,
+    };
+
     /// Memory that a read beside others is given room for, bytes: a select of 1 MB costs sq some 3 MB, and 8 at once under a limit of
     /// 20 MB get it killed (measured: `contrib/vm/limits`). sq does one after the other anyway.
     const MEMORY_A_READ: u64 = 8 << 20;

@@ -8,7 +8,6 @@ use super::{
     kind::Value,
     problem::{Finding, Span},
 };
-use crate::guard::Durability;
 
 /// Most tenants of one host. The route table has 32,768 slots; beyond 20,000 rows its probes grow long.
 pub const MAX_TENANTS: usize = 20_000;
@@ -17,30 +16,19 @@ pub const MAX_API_KEYS: usize = 20_000;
 /// Most different sets of limits among the tenants: the route table stores each set once and has room for these.
 pub const MAX_LIMIT_SETS: usize = 1_024;
 
-/// The limits of a tier that leaves everything out.
-const BASE: Limits = Limits {
-    memory_max: None,
-    cpu_quota: None,
-    rate: None,
-    burst: 20,
-    concurrency: 8,
-    queue: 100,
-    body_max: 2 << 20,
-    durability: Durability::Process,
-};
 /// The one tier of a file without `[tiers]`, and the tier of a tenant that names none.
 const FREE: &str = "free";
 
 /// The limits of the built-in tier `free`.
 fn free() -> Limits {
-    Limits { memory_max: Some(20 << 20), cpu_quota: Some(10), rate: Some(Rate { count: 100, per_seconds: 60 }), ..BASE }
+    Limits { memory_max: Some(20 << 20), cpu_quota: Some(10), rate: Some(Rate { count: 100, per_seconds: 60 }), ..Limits::BASE }
 }
 
 /// Every tier by name.
 pub(super) fn tiers(root: &Fields) -> BTreeMap<String, Limits> {
-    let durability = root.table("agent").and_then(|agent| agent.durability("durability")).unwrap_or(BASE.durability);
+    let durability = root.table("agent").and_then(|agent| agent.durability("durability")).unwrap_or(Limits::BASE.durability);
     match root.named("tiers") {
-        Some(named) => named.iter().map(|(name, fields)| (name.clone(), overlay(fields, &Limits { durability, ..BASE }))).collect(),
+        Some(named) => named.iter().map(|(name, fields)| (name.clone(), overlay(fields, &Limits { durability, ..Limits::BASE }))).collect(),
         None => BTreeMap::from([(FREE.to_owned(), Limits { durability, ..free() })]),
     }
 }
@@ -124,7 +112,7 @@ fn tier_of(fields: &Fields, tiers: &BTreeMap<String, Limits>, tiers_bad: bool, f
             found.push(Finding::new(place(fields), message, help).echo());
         }
     }
-    (tier, overlay(fields, &BASE))
+    (tier, overlay(fields, &Limits::BASE))
 }
 
 fn api_keys(fields: &Fields, seen: &mut HashMap<[u8; 32], Span>, found: &mut Vec<Finding>) -> Vec<[u8; 32]> {

@@ -13,9 +13,13 @@ use rustix::fs::OFlags;
 /// Size at which a log is rotated, bytes. One old file is kept, so a tenant's logs take at most about twice this.
 pub const ROTATE_AT: u64 = 10 * 1024 * 1024;
 
-/// Whether a log has reached `limit` bytes.
-pub fn is_due(path: &Path, limit: u64) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() >= limit)
+/// Whether a log has reached `limit` bytes. One that is missing has not.
+pub fn is_due(path: &Path, limit: u64) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok(found.is_file() && found.len() >= limit),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Copies a log that has reached `limit` bytes to `<path>.1` and truncates it; tells whether it did. A missing log is
@@ -26,11 +30,8 @@ pub fn is_due(path: &Path, limit: u64) -> bool {
 /// lost. A crash before the truncation leaves both whole, and the next call does it again.
 pub fn rotate_if_needed(path: &Path, limit: u64) -> io::Result<bool> {
     let no_links = OFlags::NOFOLLOW.bits().cast_signed();
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.is_file() && found.len() >= limit => {}
-        Ok(_) => return Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
+    if !is_due(path, limit)? {
+        return Ok(false);
     }
     let mut log = OpenOptions::new().read(true).write(true).custom_flags(no_links).open(path)?;
     let (old, new) = (with_suffix(path, ".1"), with_suffix(path, ".1.new"));

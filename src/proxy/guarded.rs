@@ -37,7 +37,7 @@ impl Guarded {
     /// Sends it.
     pub(crate) async fn send(&self, guardian: &Guardian, request: &Exchange) -> Result<Answer, NoAnswer> {
         // sq gets its thread ready while the guard works.
-        let (begun, connected) = tokio::join!(guardian.begin(self.write.clone()), connect(request.port));
+        let (begun, connected) = tokio::join!(guardian.begin(&self.write), connect(request.port));
         let ticket = match begun {
             Ok((ToProxy::Begun { reload, .. }, ticket)) => {
                 if reload && let Err(failure) = self.reload().await {

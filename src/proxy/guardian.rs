@@ -79,11 +79,11 @@ impl Guardian {
     }
 
     /// Begins a write: what the guard says of it, and how to go on with it. Where the guard is gone, the next one is asked: nothing was sent yet.
-    pub(crate) async fn begin(&self, write: Write) -> Result<(ToProxy, Ticket), Gone> {
+    pub(crate) async fn begin(&self, write: &Write) -> Result<(ToProxy, Ticket), Gone> {
         let mut replaced = self.replaced.subscribe();
         let deadline = Instant::now() + NEXT_GUARD;
         loop {
-            match self.try_begin(write.clone()).await {
+            match self.try_begin(write).await {
                 Err(Gone) => match timeout_at(deadline, replaced.changed()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) | Err(_) => return Err(Gone),
@@ -93,9 +93,9 @@ impl Guardian {
         }
     }
 
-    async fn try_begin(&self, write: Write) -> Result<(ToProxy, Ticket), Gone> {
+    async fn try_begin(&self, write: &Write) -> Result<(ToProxy, Ticket), Gone> {
         let ticket = Ticket { line: self.line(), number: self.tickets.fetch_add(1, Ordering::Relaxed) };
-        let answer = ticket.ask(&ToGuard::Begin { ticket: ticket.number, write }).await?;
+        let answer = ticket.ask(&ToGuard::Begin { ticket: ticket.number, write: write.clone() }).await?;
         Ok((answer, ticket))
     }
 }

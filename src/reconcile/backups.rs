@@ -4,6 +4,7 @@ use http::StatusCode;
 
 use super::{
     core::Core,
+    report::json,
     world::{Records, World},
 };
 use crate::{
@@ -79,8 +80,7 @@ impl<W: World> Core<W> {
         }
         let run = self.backups.book.ask(may_make);
         self.back_up(now);
-        let begun = BackupBegun { detail: format!("backup {run} is to be made"), run };
-        serde_json::to_vec(&begun).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        json(&BackupBegun { detail: format!("backup {run} is to be made"), run })
     }
 
     pub(super) fn backup_status(&self) -> Option<BackupStatus> {

@@ -4,7 +4,13 @@ use std::collections::{BTreeSet, VecDeque};
 
 use http::StatusCode;
 
-use super::{backoff, core::Core, event::NotKept, report::json, world::World};
+use super::{
+    backoff,
+    core::Core,
+    event::NotKept,
+    report::{json, unknown},
+    world::World,
+};
 use crate::{
     admin::{
         server::{Answer, Reply},
@@ -198,7 +204,7 @@ impl<W: World> Core<W> {
         }
         match &restored {
             Ok(restored) => {
-                let detail = told(id, restored);
+                let detail = RestoreAnswer::of(id, restored).detail;
                 tracing::info!(tenant = %id, files = restored.files, bytes = restored.bytes, removed = restored.removed, "a snapshot is put back");
                 self.note_event(Some(id), "restored", &detail);
             }
@@ -211,10 +217,6 @@ impl<W: World> Core<W> {
     }
 }
 
-fn unknown(id: &TenantId) -> (StatusCode, String) {
-    (StatusCode::NOT_FOUND, format!("no tenant {id} on this host: `sq-agent status` lists them"))
-}
-
 fn said_of_snapshot(id: &TenantId, taken: Result<Taken, NotKept>) -> Answer {
     taken
         .map_err(|NotKept { why, .. }| (StatusCode::CONFLICT, format!("{id}: {why}")))
@@ -223,8 +225,4 @@ fn said_of_snapshot(id: &TenantId, taken: Result<Taken, NotKept>) -> Answer {
 
 fn said_of_restore(id: &TenantId, restored: Result<Restored, String>) -> Answer {
     restored.map_err(|why| (StatusCode::CONFLICT, format!("{id}: {why}"))).and_then(|restored| json(&RestoreAnswer::of(id, &restored)))
-}
-
-fn told(id: &TenantId, restored: &Restored) -> String {
-    RestoreAnswer::of(id, restored).detail
 }

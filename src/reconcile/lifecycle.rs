@@ -275,7 +275,7 @@ pub(super) fn survey(
         let mut in_doubt = Vec::new();
         for (id, dir) in user_dirs {
             // Its guard reads what sq says between the begin and the end of a write. One that writes all the time is rotated some other time.
-            if log::is_due(&dir.join("sq.log"), LOG_MAX)
+            if log::is_due(&dir.join("sq.log"), LOG_MAX).unwrap_or(true)
                 && let Some(_lane) = Directory::open(&dir).ok().and_then(|dir| Lane::try_take(&dir).ok()?)
             {
                 rotate(dir.join("sq.log"));

@@ -13,17 +13,7 @@ fn id(n: usize) -> TenantId {
 }
 
 fn tenant(n: usize) -> Tenant {
-    let limits = Limits {
-        memory_max: None,
-        cpu_quota: None,
-        rate: None,
-        burst: 0,
-        concurrency: 8,
-        queue: 100,
-        body_max: 1,
-        durability: crate::guard::Durability::Process,
-    };
-    Tenant { id: id(n), tier: "free".into(), limits, suspended: false, api_keys: vec![], tokens_valid_after: 0 }
+    Tenant { id: id(n), tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0 }
 }
 
 fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {

@@ -15,6 +15,7 @@ use crate::{
     desired::TenantId,
     observed::{FileWork, Known, Moment, State},
     route::RouteState,
+    store::rfc3339,
 };
 
 impl<W: World> Core<W> {
@@ -54,9 +55,7 @@ impl<W: World> Core<W> {
     }
 
     fn restart(&mut self, id: &TenantId) -> Answer {
-        let Some(known) = self.observed.known.get_mut(id) else {
-            return Err((StatusCode::NOT_FOUND, format!("no tenant {id} on this host: `sq-agent status` lists them")));
-        };
+        let Some(known) = self.observed.known.get_mut(id) else { return Err(unknown(id)) };
         if known.spec.suspended {
             return Err((StatusCode::CONFLICT, format!("{id} is suspended: remove `suspended = true` from tenants.toml to start it")));
         }
@@ -108,14 +107,16 @@ impl<W: World> Core<W> {
             restarts: known.restarts,
             last_exit: known.last_exit.clone(),
             last_undone: known.undone.as_ref().map(|(_, text)| text.clone()),
-            started_at: running.filter(|running| running.started_at > 0).map(|running| {
-                humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(running.started_at)).to_string()
-            }),
+            started_at: running.filter(|running| running.started_at > 0).map(|running| rfc3339(running.started_at)),
             memory_bytes: self.memory.get(id).map(|memory| memory.bytes),
             requests: self.world.requests(known.slot),
             detail: detail(known, held, waits_for_program, &self.desired.user_dir(id).join("sq.log").display().to_string(), now),
         }
     }
+}
+
+pub(super) fn unknown(id: &TenantId) -> (StatusCode, String) {
+    (StatusCode::NOT_FOUND, format!("no tenant {id} on this host: `sq-agent status` lists them"))
 }
 
 pub(super) fn json(value: &impl serde::Serialize) -> Answer {
@@ -178,18 +179,8 @@ mod tests {
     const NOW: Moment = Moment::from_millis(10_000);
 
     fn known() -> Known {
-        let limits = Limits {
-            memory_max: None,
-            cpu_quota: None,
-            rate: None,
-            burst: 0,
-            concurrency: 8,
-            queue: 100,
-            body_max: 1,
-            durability: crate::guard::Durability::Process,
-        };
         let id = TenantId::parse("a").unwrap();
-        Known::new(0, Tenant { id, tier: "free".into(), limits, suspended: false, api_keys: vec![], tokens_valid_after: 0 })
+        Known::new(0, Tenant { id, tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0 })
     }
 
     #[test]

@@ -147,18 +147,14 @@ mod tests {
             let mut host = Self { known: BTreeMap::new(), now: Moment::from_millis(1_000_000) };
             for n in 0..tenants {
                 let id = TenantId::parse(&format!("t{n}")).unwrap();
-                let limits = Limits {
-                    memory_max: None,
-                    cpu_quota: None,
-                    rate: None,
-                    burst: 0,
-                    concurrency: 8,
-                    queue: 100,
-                    body_max: 1,
-                    durability: crate::guard::Durability::Process,
+                let spec = Tenant {
+                    id: id.clone(),
+                    tier: "free".into(),
+                    limits: Limits::BASE,
+                    suspended: false,
+                    api_keys: vec![],
+                    tokens_valid_after: 0,
                 };
-                let spec =
-                    Tenant { id: id.clone(), tier: "free".into(), limits, suspended: false, api_keys: vec![], tokens_valid_after: 0 };
                 let known = Known { program: OLD.into(), ..Known::new(u32::try_from(n).unwrap(), spec) };
                 host.known.insert(id.clone(), known);
                 host.run(&id, OLD);

@@ -2,12 +2,11 @@
 //!
 //! Dashes where RFC 3339 has colons: tar takes what stands before a colon for the name of another host.
 
-use std::{
-    fmt,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{fmt, time::UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+use crate::store::rfc3339;
 
 /// Why a snapshot was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -99,10 +98,6 @@ impl From<Name> for String {
     fn from(name: Name) -> Self {
         name.to_string()
     }
-}
-
-fn rfc3339(at: u64) -> String {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at)).to_string()
 }
 
 fn seconds(rfc3339: &str) -> Option<u64> {

@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::unix_now;
+use super::{rfc3339, unix_now};
 
 /// Why this agent may not use the state directory.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +120,7 @@ impl Drop for AgentLock {
 }
 
 fn write_holder(file: &mut File) -> io::Result<()> {
-    let since = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_now()));
+    let since = rfc3339(unix_now());
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;
     file.write_all(format!("pid {}, since {since}\n", std::process::id()).as_bytes())

@@ -13,7 +13,7 @@ mod tenants;
 use std::{
     io,
     path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rusqlite::Connection;
@@ -89,4 +89,9 @@ impl Store {
 /// Seconds since 1970, as all times in the store are.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Such a time for people, as RFC 3339 has it, in UTC.
+pub fn rfc3339(at: u64) -> String {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at)).to_string()
 }

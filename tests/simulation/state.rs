@@ -408,17 +408,7 @@ pub(crate) fn id(number: u8) -> TenantId {
 }
 
 pub(crate) fn tenant(number: u8) -> Tenant {
-    let limits = Limits {
-        memory_max: None,
-        cpu_quota: None,
-        rate: None,
-        burst: 0,
-        concurrency: 8,
-        queue: 100,
-        body_max: 1,
-        durability: sq_agent::guard::Durability::Process,
-    };
-    Tenant { id: id(number), tier: "free".into(), limits, suspended: false, api_keys: vec![], tokens_valid_after: 0 }
+    Tenant { id: id(number), tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0 }
 }
 
 pub(crate) fn program(number: u32) -> SqSource {

@@ -25,7 +25,7 @@ def _run(command, seconds, core):
 def writes(url, authorization, body, seconds):
     """One kept TLS connection that posts `body` bytes, one request after the other. `authorization` is a file with the header's value."""
     command = ["wrk", "-t", "1", "-c", "1", "-d", f"{max(1, round(seconds))}s", "--timeout", "10s"]
-    return _figures(url, _run([*command, "-s", TEMPLATES / "write.lua", url, "--", authorization, str(body)], seconds, None))
+    return _figures(url, _run([*command, "-s", TEMPLATES / "wrk.lua", url, "--", authorization, str(body)], seconds, None))
 
 
 def wrk(url, authorizations, connections, seconds, core):

@@ -1,12 +1,13 @@
 -- Requests with one token after another, and the figures as one line of JSON.
--- Arguments: a file with one complete value of Authorization a line.
+-- Arguments: a file with one complete value of Authorization a line; the length of the body to post, where that is wanted.
 
 local requests = {}
 local turn = 0
 
 function init(arguments)
+    local body = arguments[2] and string.rep("x", tonumber(arguments[2]))
     for value in io.lines(arguments[1]) do
-        requests[#requests + 1] = wrk.format("GET", nil, { Authorization = value })
+        requests[#requests + 1] = wrk.format(body and "POST" or "GET", nil, { Authorization = value }, body)
     end
 end
 
