@@ -235,10 +235,13 @@ async fn follow(
         let answer = serde_json::to_vec(&Failure { detail }).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()));
         reply.give(answer).await;
     }
-    // Who asked this process to end means the agent, which is the child now.
-    if let Ok(asked) = signals.try_recv() {
+    // Who asked this process for something means the agent, which is the child now.
+    let mut ends = false;
+    while let Ok(asked) = signals.try_recv() {
+        ends |= asked != Asked::Reload;
         pass_on(asked, child);
-    } else {
+    }
+    if !ends {
         let error = holder.become_heir(&exe, file, child);
         tracing::warn!(%error, pid = child.as_raw_pid(), "the new program stays a process of its own; this one waits for it");
     }

@@ -1,6 +1,13 @@
 //! The agent and its proxy are replaced by another program while people work: nobody notices.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use rustix::process::Signal;
 
@@ -40,6 +47,29 @@ async fn upgrades_under_load_fail_no_request_and_restart_no_sq() {
     let answered = work.end().await;
     assert_eq!(host.instances(), before, "the same processes");
     eprintln!("{} upgrades, {answered} requests, none failed", upgrades());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reloads_all_the_time_keeps_no_process_from_becoming_the_agent_again() {
+    let host = Host::start(&["ada"]).await;
+    let agent = host.status().unwrap().agent.pid;
+    for n in 0..5 {
+        let done = Arc::new(AtomicBool::new(false));
+        let reloading = {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    signal(agent, Signal::HUP);
+                    std::thread::yield_now();
+                }
+            })
+        };
+        let ran = host.cli(&["upgrade"]);
+        done.store(true, Ordering::Relaxed);
+        reloading.join().unwrap();
+        assert_eq!(ran.code, 0, "upgrade {n}: {}{}", ran.out, host.account());
+        host.until("the first process is the agent again", |status| status.agent.pid == agent).await;
+    }
 }
 
 #[tokio::test]
