@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from . import jwt
@@ -167,8 +168,23 @@ concurrency = 64
         """Ends the agent, which ends its proxy and instances; what it left behind is ended by pid."""
         end(self.process, grace=60)
         self.log.close()
-        for pid in leftovers(self.state):
-            os.kill(pid, signal.SIGKILL)
+        self.sweep()
+
+    def lose_power(self):
+        """Ends everything at once, as a host does that loses its power; where this is root, cached files are forgotten too."""
+        self.kill()
+        self.sweep()
+        if os.geteuid() == 0:
+            os.sync()
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+
+    def sweep(self):
+        """Nothing of it is left but its state directory."""
+        while pids := list(leftovers(self.state)):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
         for page in Path("/dev/shm").glob(f"sq-agent-{self.name}-*"):
             page.unlink(missing_ok=True)
 
