@@ -13,6 +13,7 @@ pub mod file;
 pub(crate) mod framed;
 pub mod guard;
 pub mod handover;
+pub mod import;
 pub mod instance;
 pub mod instance_key;
 pub mod observed;

@@ -8,6 +8,7 @@ mod check;
 mod confirm;
 mod doctor;
 mod guard;
+mod import;
 mod launcher;
 mod plan;
 mod proxy;
@@ -81,6 +82,8 @@ enum Command {
     Upgrade(upgrade::Args),
     /// Mint a token for a tenant
     Token(token::Args),
+    /// Make a tenants.toml of an sq gateway's file
+    Import(import::Args),
     /// Print the JSON Schema of tenants.toml, for editors
     Schema(schema::Args),
     /// The proxy process; started by `run`
@@ -126,6 +129,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Restore(args) => restore::run(&args, &load(&find()?)?),
         Command::Upgrade(args) => upgrade::run(&args, &load(&find()?)?),
         Command::Token(args) => token::run(&args, &load(&find()?)?),
+        Command::Import(args) => import::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Proxy(args) => proxy::run(&args),
         Command::Launcher(args) => launcher::run(&args),

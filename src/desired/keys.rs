@@ -161,6 +161,7 @@ pub(crate) static TENANT: Section = Section { name: "tenant", header: "[[tenants
     key("tier", Kind::TierName, Default("\"free\""), "\"free\"", "name of its tier; each key of a tier may be overridden beside it"),
     key("suspended", Kind::Flag, Default("false"), "true", "answer 403, stop the instance, keep the data"),
     key("api_keys", Kind::List(&Kind::Digest), Default("[]"), "[\"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"]", "SHA-256 digests of its API keys"),
+    key("port", Kind::Integer { min: 1, max: 65_535 }, Optional("any free one of `[agent] ports`"), "10001", "the port of its instance, from its next start on, while nothing else holds it; nobody but the proxy can see it, so few need this"),
     key("tokens_valid_after", Kind::Moment, Optional("tokens of any age"), "2026-02-09T22:32:00Z", "revokes all tokens issued before"),
 ] };
 

@@ -182,6 +182,9 @@ pub struct Tenant {
     pub api_keys: Vec<[u8; 32]>,
     /// Tokens issued before this moment are refused; seconds since 1970, 0 accepts all.
     pub tokens_valid_after: u64,
+    /// The port of its instance, where it is to be a certain one.
+    #[serde(default)]
+    pub port: Option<u16>,
 }
 
 /// Where the `sq` program comes from.
@@ -381,6 +384,11 @@ impl Desired {
     /// `<state_dir>/users/<id>`.
     pub fn user_dir(&self, id: &TenantId) -> PathBuf {
         user_dir(&self.state_dir, id)
+    }
+
+    /// The ports that are to be certain tenants'.
+    pub fn meant_ports(&self) -> impl Iterator<Item = (u16, TenantId)> {
+        self.tenants.values().filter_map(|tenant| Some((tenant.port?, tenant.id.clone())))
     }
 }
 

@@ -58,6 +58,7 @@ pub(super) fn tenants(
     let all = root.tables("tenants");
     let mut ids: HashMap<TenantId, Span> = HashMap::with_capacity(all.len());
     let mut keys: HashMap<[u8; 32], Span> = HashMap::new();
+    let mut given: HashMap<u16, Span> = HashMap::new();
     let mut sets: HashSet<Limits> = HashSet::new();
     let mut tenants = BTreeMap::new();
     for fields in all {
@@ -67,6 +68,7 @@ pub(super) fn tenants(
             found.push(Finding::new(place(fields), message, "give tenants with like needs the same tier and no keys of their own"));
         }
         let api_keys = api_keys(fields, &mut keys, found);
+        let port = port(fields, ports.0, &mut given, found);
         let Some(id) = fields.id("id") else { continue };
         let span = place(fields);
         match ids.entry(id.clone()) {
@@ -78,7 +80,7 @@ pub(super) fn tenants(
         }
         let suspended = fields.flag("suspended").unwrap_or(false);
         let tokens_valid_after = fields.number("tokens_valid_after").unwrap_or(0);
-        tenants.insert(id.clone(), Tenant { id, tier, limits, suspended, api_keys, tokens_valid_after });
+        tenants.insert(id.clone(), Tenant { id, tier, limits, suspended, api_keys, tokens_valid_after, port });
     }
     count(all, ports, keys.len(), found);
     tenants
@@ -131,6 +133,23 @@ fn api_keys(fields: &Fields, seen: &mut HashMap<[u8; 32], Span>, found: &mut Vec
         }
     }
     keys
+}
+
+fn port(fields: &Fields, ports: PortRange, given: &mut HashMap<u16, Span>, found: &mut Vec<Finding>) -> Option<u16> {
+    let port = fields.number("port").and_then(|port| u16::try_from(port).ok())?;
+    let span = fields.span_of("port").unwrap_or_default();
+    if !ports.contains(port) {
+        let message = format!("port {port} is none of the instances', {}-{}", ports.first, ports.last);
+        found.push(Finding::new(span.clone(), message, "leave it out, or widen `ports` under [agent]"));
+    }
+    match given.entry(port) {
+        Entry::Occupied(first) => {
+            let finding = Finding::new(span, format!("a second tenant with port {port}"), "leave one of them out");
+            found.push(finding.related(first.get().clone(), "the first one"));
+        }
+        Entry::Vacant(free) => _ = free.insert(span),
+    }
+    Some(port)
 }
 
 /// Whether host and port range can hold all tenants; suspended ones count, since each may come back at any time.

@@ -51,6 +51,14 @@ fn an_empty_file_means_the_defaults_and_nobody() {
 }
 
 #[test]
+fn a_port_is_one_of_the_instances_and_one_tenants() {
+    let two = |ports: [u16; 2]| format!("[[tenants]]\nid = \"a\"\nport = {}\n[[tenants]]\nid = \"b\"\nport = {}\n", ports[0], ports[1]);
+    assert_eq!(good(&two([10_001, 10_002])).meant_ports().map(|(port, _)| port).collect::<Vec<_>>(), [10_001, 10_002]);
+    refused(&two([10_001, 10_001]), "10001", &["a second tenant with port 10001"]);
+    refused(&two([10_001, 8_443]), "8443", &["none of the instances', 10001-19999", "widen `ports`"]);
+}
+
+#[test]
 fn what_is_written_is_what_is_meant() {
     let desired = good(include_str!("../../examples/tiers.toml"));
     let tenant = |id: &str| &desired.tenants[&TenantId::parse(id).unwrap()];

@@ -170,7 +170,8 @@ impl<W: World> Core<W> {
 
     /// The tenant's own port, or another one that nothing holds; what is skipped is said.
     fn find_port(&mut self, id: &TenantId, now: Moment) -> Option<u16> {
-        let mut sticky = self.observed.known.get(id).and_then(|known| known.port);
+        let meant = self.desired.tenants.get(id).and_then(|tenant| tenant.port);
+        let mut sticky = meant.or_else(|| self.observed.known.get(id).and_then(|known| known.port));
         loop {
             let port = self.ports.candidate(id, sticky.take(), now)?;
             match self.world.probe_port(port) {

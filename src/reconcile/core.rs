@@ -140,6 +140,7 @@ impl<W: World> Core<W> {
         let found = world.scan().map_err(SetupError::Proc)?;
         let Recovered { mut known, found, instances, strays } = recover::recover(world.records().load()?, found);
         let mut ports = PortBook::new(start.desired.ports, start.quarantine);
+        ports.mean(start.desired.meant_ports());
         let unix_now = world.unix_now();
         // The wall clock may have been set since: what it says of the end of a quarantine is not relied on, in either direction.
         for port in world.records().quarantined(unix_now.saturating_sub(CLOCK_DOUBT))?.into_keys() {
@@ -380,6 +381,7 @@ impl<W: World> Core<W> {
         self.desired = new;
         self.save_last_good(text);
         self.ports.range(self.desired.ports);
+        self.ports.mean(self.desired.meant_ports());
         if settings_changed {
             self.renew_settings();
         }

@@ -13,7 +13,7 @@ fn id(n: usize) -> TenantId {
 }
 
 fn tenant(n: usize) -> Tenant {
-    Tenant { id: id(n), tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0 }
+    Tenant { id: id(n), tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0, port: None }
 }
 
 fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {

@@ -22,6 +22,8 @@ pub struct PortBook {
     quarantine: Duration,
     owner: HashMap<u16, TenantId>,
     resting: HashMap<u16, Moment>,
+    /// Ports that tenants.toml gives to a certain tenant.
+    meant: HashMap<u16, TenantId>,
     /// Ports of the range that nobody owns; a resting one may stand in it.
     free: BTreeSet<u16>,
 }
@@ -29,7 +31,14 @@ pub struct PortBook {
 impl PortBook {
     /// An empty book over `range`; a port rests for `quarantine` after use.
     pub fn new(range: PortRange, quarantine: Duration) -> Self {
-        Self { range, quarantine, owner: HashMap::new(), resting: HashMap::new(), free: (range.first..=range.last).collect() }
+        Self {
+            range,
+            quarantine,
+            owner: HashMap::new(),
+            resting: HashMap::new(),
+            meant: HashMap::new(),
+            free: (range.first..=range.last).collect(),
+        }
     }
 
     /// How long a port rests after use.
@@ -43,6 +52,11 @@ impl PortBook {
             self.range = range;
             self.free = (range.first..=range.last).filter(|port| !self.owner.contains_key(port)).collect();
         }
+    }
+
+    /// These ports are given to nobody but these tenants from now on. Who has one of them keeps it until the next start.
+    pub fn mean(&mut self, meant: impl Iterator<Item = (u16, TenantId)>) {
+        self.meant = meant.collect();
     }
 
     /// `port` is `id`'s.
@@ -78,9 +92,11 @@ impl PortBook {
     /// The next port to try for `id`: the one it had, if it is still its own, else the lowest free one that rests not.
     pub fn candidate(&mut self, id: &TenantId, sticky: Option<u16>, now: Moment) -> Option<u16> {
         self.resting.retain(|_, until| *until > now);
-        let usable = |port: &u16| !self.resting.contains_key(port);
+        let for_it = |port: &u16| self.meant.get(port).is_none_or(|meant| meant == id);
+        let usable = |port: &u16| !self.resting.contains_key(port) && for_it(port);
         if let Some(port) = sticky
             && self.range.contains(port)
+            && for_it(&port)
             && (self.owner.get(&port) == Some(id) || (!self.owner.contains_key(&port) && usable(&port)))
         {
             return Some(port);
@@ -133,6 +149,20 @@ mod tests {
         book.give(10_001, &id("a"));
         book.taken(10_001, &id("a"), NOW);
         assert_eq!(book.candidate(&id("a"), Some(10_001), NOW), Some(10_002));
+    }
+
+    #[test]
+    fn a_port_that_is_meant_for_somebody_is_given_to_nobody_else() {
+        let mut book = PortBook::new(RANGE, QUARANTINE);
+        book.give(10_002, &id("a"));
+        book.mean([(10_001, id("b")), (10_002, id("b"))].into_iter());
+        assert_eq!(book.candidate(&id("b"), Some(10_002), NOW), Some(10_001), "a has it still");
+        assert_eq!(book.candidate(&id("a"), Some(10_002), NOW), Some(10_003));
+        book.give(10_003, &id("a"));
+        book.release(10_002, &id("a"), NOW);
+        assert_eq!(book.candidate(&id("b"), Some(10_002), NOW + QUARANTINE), Some(10_002));
+        book.mean(std::iter::empty());
+        assert_eq!(book.candidate(&id("c"), None, NOW + QUARANTINE), Some(10_001));
     }
 
     #[test]

@@ -180,7 +180,10 @@ mod tests {
 
     fn known() -> Known {
         let id = TenantId::parse("a").unwrap();
-        Known::new(0, Tenant { id, tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0 })
+        Known::new(
+            0,
+            Tenant { id, tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0, port: None },
+        )
     }
 
     #[test]

@@ -154,6 +154,7 @@ mod tests {
                     suspended: false,
                     api_keys: vec![],
                     tokens_valid_after: 0,
+                    port: None,
                 };
                 let known = Known { program: OLD.into(), ..Known::new(u32::try_from(n).unwrap(), spec) };
                 host.known.insert(id.clone(), known);

@@ -408,7 +408,15 @@ pub(crate) fn id(number: u8) -> TenantId {
 }
 
 pub(crate) fn tenant(number: u8) -> Tenant {
-    Tenant { id: id(number), tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0 }
+    Tenant {
+        id: id(number),
+        tier: "free".into(),
+        limits: Limits::BASE,
+        suspended: false,
+        api_keys: vec![],
+        tokens_valid_after: 0,
+        port: None,
+    }
 }
 
 pub(crate) fn program(number: u32) -> SqSource {
