@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod backup;
+pub(crate) mod child;
 pub mod cli;
 pub mod crash_point;
 pub mod daemon;

@@ -2,22 +2,19 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, DirBuilder, File},
-    io::{self, Read as _, Seek as _},
+    fs::{self, DirBuilder},
+    io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
-
-use rustix::{
-    fs::{MemfdFlags, memfd_create},
-    process::{Pid, Signal, kill_process},
+    process::Command,
+    time::Duration,
 };
 
 use super::{aside, env_file, fault, fault::ResticError, place};
-use crate::desired::Backup;
+use crate::{
+    child::{self, Cancel, NotRun, Ran},
+    desired::Backup,
+};
 
 /// A first backup over a slow line may take a day. One that takes longer hangs.
 pub(super) const LONGEST: Duration = Duration::from_secs(24 * 3_600);
@@ -25,10 +22,6 @@ pub(super) const LONGEST: Duration = Duration::from_secs(24 * 3_600);
 pub(super) const QUESTION: Duration = Duration::from_secs(5 * 60);
 /// A lock may stand in the way that a killed restic left, and one counts as living until somebody has reaped it; or another host's that is let go soon.
 const UNLOCK_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(8)];
-/// Between two looks whether it has ended.
-const POLL: Duration = Duration::from_millis(20);
-/// For removing its lock when it is told to end.
-const GRACE: Duration = Duration::from_secs(3);
 /// What of the agent's own environment restic and its ssh may need; no secret of the agent's is among it.
 const PASSED_ON: [&str; 12] = [
     "PATH",
@@ -44,30 +37,6 @@ const PASSED_ON: [&str; 12] = [
     "HTTPS_PROXY",
     "NO_PROXY",
 ];
-
-/// Tells a run to break off, and is what it waits on.
-#[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<(Mutex<bool>, Condvar)>);
-
-impl Cancel {
-    /// From now on nothing new begins, and what runs is ended.
-    pub fn cancel(&self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.0.1.notify_all();
-    }
-
-    /// Whether it was cancelled by now.
-    pub fn is_cancelled(&self) -> bool {
-        self.wait(Duration::ZERO)
-    }
-
-    /// Waits for `time` at most; whether it was cancelled.
-    pub(super) fn wait(&self, time: Duration) -> bool {
-        let cancelled = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.0.1.wait_timeout_while(cancelled, time, |cancelled| !*cancelled);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-}
 
 /// restic and one repository.
 #[derive(Debug)]
@@ -147,66 +116,27 @@ impl Restic {
             io::ErrorKind::NotFound => ResticError::Missing(self.program.clone()),
             _ => ResticError::Other { command: command.into(), said: error.to_string() },
         };
-        let (mut out, mut words) = (scratch().map_err(failed)?, scratch().map_err(failed)?);
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
-        let mut child = match &self.exe {
+        let mut program = match &self.exe {
             Some(exe) => aside::command(exe, &self.program, &arguments),
             None => {
-                let mut command = Command::new(&self.program);
-                command.args(arguments);
-                command
+                let mut program = Command::new(&self.program);
+                program.args(arguments);
+                program
             }
         };
-        child.env_clear().envs(self.environment.iter().map(|(key, value)| (key, value))).stdin(Stdio::null());
-        child.stdout(out.try_clone().map_err(failed)?).stderr(words.try_clone().map_err(failed)?);
-        directory.iter().for_each(|directory| _ = child.current_dir(directory));
-        let mut child = child.spawn().map_err(failed)?;
-        let deadline = Instant::now() + patience;
-        let status = loop {
-            if let Some(status) = child.try_wait().map_err(failed)? {
-                break status;
-            }
-            if self.cancel.wait(POLL) {
-                end(&mut child);
-                return Err(ResticError::BrokenOff);
-            }
-            if Instant::now() >= deadline {
-                end(&mut child);
-                return Err(ResticError::TooLong(patience));
-            }
-        };
-        let said = read(&mut words).map_err(failed)?;
+        program.env_clear().envs(self.environment.iter().map(|(key, value)| (key, value)));
+        directory.iter().for_each(|directory| _ = program.current_dir(directory));
+        let Ran { status, out, said } = child::run(&mut program, patience, &self.cancel).map_err(|why| match why {
+            NotRun::Cancelled => ResticError::BrokenOff,
+            NotRun::TooLong => ResticError::TooLong(patience),
+            NotRun::Failed(error) => failed(error),
+        })?;
         if status.success() {
-            return read(&mut out).map_err(failed);
+            return Ok(out);
         }
         Err(fault::of_exit(command, &self.program, &self.repository, status.code(), &said, &self.secrets))
     }
-}
-
-/// A file without a name, which never fills a pipe.
-fn scratch() -> io::Result<File> {
-    Ok(memfd_create("sq-agent-restic", MemfdFlags::CLOEXEC)?.into())
-}
-
-fn read(file: &mut File) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    file.rewind()?;
-    file.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Ends it as Ctrl-C would, so that it removes its lock; then for certain.
-fn end(child: &mut Child) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // It is not reaped yet, so its number is its own.
-        let _ = kill_process(pid, Signal::INT);
-    }
-    let (deadline, pause) = (Instant::now() + GRACE, Cancel::default());
-    while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
-        pause.wait(POLL);
-    }
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 /// Makes `path` for this user alone, with what leads to it below the state directory.

@@ -11,10 +11,11 @@ use super::{
     TENANTS, TOKEN_SECRET,
     fault::ResticError,
     place,
-    restic::{Cancel, Restic, host_name, make_private},
+    restic::{Restic, host_name, make_private},
     snapshots,
 };
 use crate::{
+    child::Cancel,
     desired::{Desired, TenantId},
     file::{FileError, failed, remove_tree},
     store::{AgentLock, LockError},

@@ -16,11 +16,14 @@ use super::{
     counted,
     fault::ResticError,
     place,
-    restic::{Cancel, LONGEST, Restic, host_name, make_private},
+    restic::{LONGEST, Restic, host_name, make_private},
     snapshots,
     stage::{self, Staged},
 };
-use crate::desired::{Backup, TenantId};
+use crate::{
+    child::Cancel,
+    desired::{Backup, TenantId},
+};
 
 /// This very program, also where its file was replaced since it started.
 const THIS_PROGRAM: &str = "/proc/self/exe";

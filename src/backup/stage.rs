@@ -14,13 +14,9 @@ use std::{
 
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
-use super::{
-    TENANTS, TOKEN_SECRET,
-    fault::ResticError,
-    place,
-    restic::{Cancel, make_private},
-};
+use super::{TENANTS, TOKEN_SECRET, fault::ResticError, place, restic::make_private};
 use crate::{
+    child::Cancel,
     desired::{self, TenantId},
     file::{FileError, failed, remove_tree},
     instance::spawn::DATA_DIR,
