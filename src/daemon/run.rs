@@ -147,6 +147,7 @@ async fn serve(
     serving: &Serving,
     signals: &mut mpsc::Receiver<Asked>,
 ) -> anyhow::Result<ExitCode> {
+    let watched = inheritance.as_ref().filter(|(_, child)| child.is_none()).and_then(|(heir, _)| heir.holder());
     // Those of a process that inherits are the proxy's, which lives.
     let mut kept = if inheritance.is_none() { systemd::stored() } else { Vec::new() };
     loop {
@@ -166,7 +167,7 @@ async fn serve(
         };
         systemd::ready(&format!("serving {} tenants", desired.tenants.len()));
         serving(&desired, term.questions());
-        match term.attend(signals).await? {
+        match term.attend(signals, watched).await? {
             End::Stopped => return Ok(ExitCode::SUCCESS),
             End::Left => {
                 lock.let_go();

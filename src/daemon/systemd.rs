@@ -7,12 +7,15 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, getppid};
 use sd_notify::NotifyState;
 
 /// The listening sockets in systemd's store have this name.
 const LISTENERS: &str = "listen";
 /// systemctl answers in milliseconds; a manager that is shutting down may take longer.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How often an agent looks whether the process that started it lives; the next agent waits 2 s for the host.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The agent serves.
 pub(super) fn ready(status: &str) {
@@ -67,6 +70,16 @@ fn supervised() -> bool {
 fn log(told: std::io::Result<()>) {
     if let Err(error) = told {
         tracing::debug!(%error, "systemd does not listen");
+    }
+}
+
+/// Returns once `watched` is gone, the process that systemd watches and that started this one as its heir: systemd then starts another agent,
+/// which needs the host. Never where nothing would start one.
+pub(super) async fn orphaned(watched: Option<Pid>) {
+    let Some(watched) = watched.filter(|_| supervised()) else { return std::future::pending().await };
+    let mut look = tokio::time::interval(LOOK);
+    while getppid() == Some(watched) {
+        look.tick().await;
     }
 }
 

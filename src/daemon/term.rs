@@ -3,6 +3,7 @@
 use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use rustix::process::Pid;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -212,10 +213,15 @@ impl Term {
         }));
     }
 
-    /// Serves until something ends the term.
-    pub(super) async fn attend(mut self, signals: &mut mpsc::Receiver<Asked>) -> anyhow::Result<End> {
+    /// Serves until something ends the term. `watched` is the process that systemd watches, where this one was started by it to take over.
+    pub(super) async fn attend(mut self, signals: &mut mpsc::Receiver<Asked>, watched: Option<Pid>) -> anyhow::Result<End> {
         loop {
             tokio::select! {
+                () = systemd::orphaned(watched) => {
+                    tracing::error!("the process that systemd watches is gone: this one makes way for the next");
+                    self.leave().await;
+                    return Ok(End::Left);
+                }
                 ended = &mut self.running => return Err(ended.map_or_else(anyhow::Error::from, |_| anyhow::anyhow!("no signal came")).context("the loop ended before its time")),
                 Some(asked) = signals.recv() => match asked {
                     Asked::Reload => self.signal(Signal::Reload).await,

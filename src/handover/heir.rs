@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use rustix::process::Pid;
 use tokio::net::UnixStream;
 
 use super::{
@@ -35,6 +36,11 @@ impl Heir {
         stream.peer_addr()?;
         stream.set_nonblocking(true)?;
         Ok(Self { stream: UnixStream::from_std(stream)?, decoder: Decoder::default() })
+    }
+
+    /// The process that started this one to take over.
+    pub fn holder(&self) -> Option<Pid> {
+        Pid::from_raw(self.stream.peer_cred().ok()?.pid()?)
     }
 
     /// Says that this program could take over; returns the lock on the state directory once the holder has let go of all else.

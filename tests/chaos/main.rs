@@ -100,6 +100,8 @@ impl Chaos {
         assert_eq!(ran.code, 0, "{}{}\n{}", ran.out, ran.err, self.host.account());
         let agent = self.host.agent_pid();
         self.host.until("the first process is the agent again", |status| status.agent.pid == agent).await;
+        // Until then the heir stays the agent if the first process is killed, and keeps another one from starting.
+        self.host.until_heirs_are_gone().await;
         self.tally.did("upgrade");
     }
 

@@ -106,17 +106,19 @@ impl Host {
 
     /// Starts the agent without waiting for anything.
     pub fn spawn_agent(&mut self) {
-        let log = File::options().append(true).create(true).open(self.agent_log()).unwrap();
-        let mut run = self.command(&["run"]);
-        run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null());
-        self.agent = Some(run.spawn().unwrap());
+        self.spawn_agent_with(&[]);
     }
 
     /// Starts an agent that kills itself where it comes to `point`; see `sq_agent::crash_point`.
     pub fn spawn_agent_that_dies_at(&mut self, point: &str) {
+        self.spawn_agent_with(&[(sq_agent::crash_point::VARIABLE, point)]);
+    }
+
+    /// Starts the agent with more in its environment.
+    pub fn spawn_agent_with(&mut self, environment: &[(&str, &str)]) {
         let log = File::options().append(true).create(true).open(self.agent_log()).unwrap();
         let mut run = self.command(&["run"]);
-        run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null()).env(sq_agent::crash_point::VARIABLE, point);
+        run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null()).envs(environment.iter().copied());
         self.agent = Some(run.spawn().unwrap());
     }
 
@@ -242,6 +244,17 @@ impl Host {
     /// What really runs for tenants.
     pub fn instances(&self) -> Vec<SeenSq> {
         processes::instances(&self.state_dir())
+    }
+
+    /// Waits until no process lives any more that was started to take over, but the agent itself, which executes the new program as one.
+    pub async fn until_heirs_are_gone(&self) {
+        let agent = self.agent.as_ref().map(Child::id);
+        let is_heir = |seen: &processes::Seen| Some(seen.pid) != agent && seen.args.iter().any(|arg| arg == "--take-over");
+        let started = Instant::now();
+        while processes::naming(&self.root).iter().any(is_heir) {
+            assert!(started.elapsed() < DEADLINE, "an heir still lives\n{}", self.account());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The proxies of this host that live.

@@ -178,6 +178,31 @@ async fn a_new_program_killed_at_any_step_of_an_upgrade_is_given_up() {
     }
 }
 
+/// systemd watches the process that it started. Where that dies while it hands over, systemd starts another, and the new program must not keep
+/// the host from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_systemd_a_new_program_makes_way_once_the_old_one_is_dead() {
+    for point in ["holder.gave", "holder.followed"] {
+        let mut host = Host::start(&["ada"]).await;
+        assert_eq!(host.user("ada").post(WRITE, b"ada").await.status, 200, "{point}");
+        let before = host.instances();
+        host.end_agent(Signal::KILL);
+        let notify = host.root().join("notify");
+        host.spawn_agent_with(&[(sq_agent::crash_point::VARIABLE, point), ("NOTIFY_SOCKET", notify.to_str().unwrap())]);
+        host.settled().await;
+        let old = host.agent_pid();
+        host.cli(&["upgrade"]);
+        assert!(ended_within(old, DIES_WITHIN), "{point}\n{}", host.account());
+        host.reap_agent();
+        host.until_heirs_are_gone().await;
+        host.spawn_agent();
+        let status = host.settled().await;
+        assert_eq!(status.agent.pid, host.agent_pid(), "{point}");
+        assert_eq!(host.instances(), before, "{point}");
+        assert_eq!(host.user("ada").get(READ).await.text(), "ada", "{point}");
+    }
+}
+
 /// The old program dies after it gave the host away: the new one stays, as a process of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_program_killed_while_it_hands_over_leaves_the_new_one() {
