@@ -5,6 +5,7 @@ use std::{
     io::{self, Read as _, Seek as _},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, PoisonError},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -42,12 +43,47 @@ impl Cancel {
     }
 }
 
+/// Work on a thread of its own that runs other programs. Dropped, it is broken off.
+#[derive(Debug)]
+pub struct Running {
+    cancel: Cancel,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Begins `work` on a thread called `name`.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(crate) fn start(name: &str, work: impl FnOnce(&Cancel) + Send + 'static) -> io::Result<Self> {
+        let cancel = Cancel::default();
+        let cancelled = cancel.clone();
+        let thread = thread::Builder::new().name(name.into()).spawn(move || work(&cancelled))?;
+        Ok(Self { cancel, thread: Some(thread) })
+    }
+
+    /// Breaks it off, and waits until nothing of it acts any more. Blocks.
+    pub fn halt(&mut self) {
+        self.cancel.cancel();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has ended as well.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
 /// A program that ended by itself.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) status: ExitStatus,
     /// What it printed.
-    pub(crate) out: String,
+    pub(crate) out: Vec<u8>,
     /// What it said on standard error.
     pub(crate) said: String,
 }
@@ -90,7 +126,7 @@ pub(crate) fn run(program: &mut Command, patience: Duration, cancel: &Cancel) ->
             return Err(NotRun::TooLong);
         }
     };
-    Ok(Ran { status, out: read(&mut out)?, said: read(&mut said)? })
+    Ok(Ran { status, out: read(&mut out)?, said: String::from_utf8_lossy(&read(&mut said)?).into_owned() })
 }
 
 /// A file without a name, which unlike a pipe never fills.
@@ -98,11 +134,11 @@ fn scratch() -> io::Result<File> {
     Ok(memfd_create("sq-agent-child", MemfdFlags::CLOEXEC)?.into())
 }
 
-fn read(file: &mut File) -> io::Result<String> {
+fn read(file: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.rewind()?;
     file.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(bytes)
 }
 
 /// Ends it as Ctrl-C would, so that it cleans up; then for certain.
@@ -132,7 +168,7 @@ mod tests {
     #[test]
     fn what_a_program_printed_and_said_is_there_when_it_has_ended() {
         let ran = run(&mut sh("echo out; echo said >&2; exit 3"), Duration::from_secs(10), &Cancel::default()).unwrap();
-        assert_eq!((ran.status.code(), ran.out.as_str(), ran.said.as_str()), (Some(3), "out\n", "said\n"));
+        assert_eq!((ran.status.code(), ran.out.as_slice(), ran.said.as_str()), (Some(3), &b"out\n"[..], "said\n"));
         let many = run(&mut sh("head -c 300000 /dev/zero"), Duration::from_secs(10), &Cancel::default()).unwrap();
         assert_eq!(many.out.len(), 300_000, "more than a pipe holds");
     }

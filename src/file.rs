@@ -1,15 +1,17 @@
 //! Files on the disk, as more than one room has to do with them: opened without following a link, told from what they were, copied, removed.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use rustix::{
     fd::OwnedFd,
-    fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT},
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid},
     io::Errno,
 };
 use serde::{Deserialize, Serialize};
@@ -170,6 +172,30 @@ pub(crate) fn set_modified(directory: &OwnedFd, name: &str, (seconds, nanosecond
     Ok(rustix::fs::utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
+/// Replaces `path` by `bytes` at one stroke: a reader, or a power cut, finds the old content or the new. Mode and owner stay what they were (as
+/// far as this user may give a file away); a new file is its maker's alone.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().map(OsString::from).unwrap_or_default();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let before = fs::metadata(path).ok();
+    let write = || {
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        if let Some(before) = &before {
+            let _ = rustix::fs::fchown(&file, Some(Uid::from_raw(before.uid())), Some(Gid::from_raw(before.gid())));
+            file.set_permissions(before.permissions())?;
+        }
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    if let Err(error) = write() {
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
 /// Bytes that a user without privileges may still write on the file system of `directory`.
 pub(crate) fn free(directory: &OwnedFd) -> io::Result<u64> {
     let found = rustix::fs::fstatvfs(directory)?;
@@ -205,6 +231,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_stays_whose_it_was() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let mode = || fs::metadata(&path).unwrap().mode() & 0o777;
+        write_whole(&path, b"one").unwrap();
+        assert_eq!(mode(), 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        write_whole(&path, b"two").unwrap();
+        assert_eq!((fs::read(&path).unwrap().as_slice(), mode()), (&b"two"[..], 0o644));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert!(write_whole(dir.path(), b"x").is_err());
     }
 
     #[test]

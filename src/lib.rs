@@ -12,6 +12,7 @@ pub mod desired;
 pub mod doctor;
 pub mod file;
 pub(crate) mod framed;
+pub mod gitops;
 pub mod guard;
 pub mod handover;
 pub mod import;

@@ -35,10 +35,24 @@ pub enum Question {
         /// It may.
         may_make: bool,
     },
+    /// `POST /gitops/sync`, `…/sync/accept-rewrite`, `…/suspend` or `…/resume`.
+    GitOps(GitOpsAsked),
     /// `POST /snapshot/ID`.
     Snapshot(TenantId),
     /// `POST /restore`.
     Restore(RestoreRequest),
+}
+
+/// What is asked of the repository that tenants.toml comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GitOpsAsked {
+    /// A look now.
+    Sync {
+        /// Also where the branch was rewritten.
+        accept_rewrite: bool,
+    },
+    /// No more looks, or looks again.
+    Suspend(bool),
 }
 
 /// What the loop says to a question.
@@ -209,6 +223,10 @@ fn question(method: &Method, path: &str) -> Result<Question, (StatusCode, String
         (&Method::POST, Some("snapshot"), Some(id)) => tenant(id).map(Question::Snapshot),
         (&Method::POST, Some("backup"), None) => Ok(Question::Backup { may_make: false }),
         (&Method::POST, Some("backup"), Some("init")) => Ok(Question::Backup { may_make: true }),
+        (&Method::POST, Some("gitops"), Some("sync")) => Ok(Question::GitOps(GitOpsAsked::Sync { accept_rewrite: false })),
+        (&Method::POST, Some("gitops"), Some("sync/accept-rewrite")) => Ok(Question::GitOps(GitOpsAsked::Sync { accept_rewrite: true })),
+        (&Method::POST, Some("gitops"), Some("suspend")) => Ok(Question::GitOps(GitOpsAsked::Suspend(true))),
+        (&Method::POST, Some("gitops"), Some("resume")) => Ok(Question::GitOps(GitOpsAsked::Suspend(false))),
         _ => Err((StatusCode::NOT_FOUND, format!("{method} {path}: this agent knows no such question; is it of another version?"))),
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     desired::TenantId,
+    gitops::book::Commit,
     instance::isolation::Isolation,
     reconcile::guard::Held,
     snapshot::{Listed, Name, Restored, Taken},
@@ -26,6 +27,9 @@ pub struct Status {
     /// How the backups off this host stand, where there are any.
     #[serde(default)]
     pub backup: Option<BackupStatus>,
+    /// How the repository stands that tenants.toml comes from, where there is one.
+    #[serde(default)]
+    pub gitops: Option<GitOpsStatus>,
     /// Every tenant that has a place on this host, by id.
     pub tenants: Vec<TenantStatus>,
 }
@@ -84,6 +88,52 @@ pub struct BackupStatus {
     pub last_run: Vec<String>,
     /// Whether all of that was good.
     pub last_run_good: bool,
+}
+
+/// The git repository that tenants.toml comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitOpsStatus {
+    /// Where it is.
+    pub url: String,
+    /// The branch that is followed.
+    pub branch: String,
+    /// The file in it.
+    pub path: String,
+    /// It is looked at only when somebody asks.
+    pub suspended: bool,
+    /// The commit in force.
+    pub applied: Option<Commit>,
+    /// Since when, RFC 3339.
+    pub applied_at: Option<String>,
+    /// The head of the branch, where it cannot be applied.
+    pub refused: Option<Commit>,
+    /// Why not, and what to do.
+    pub refused_because: Option<String>,
+    /// When the repository was last looked at with success, RFC 3339.
+    pub last_good: Option<String>,
+    /// Since when it cannot be looked at, RFC 3339.
+    pub failing_since: Option<String>,
+    /// Why not, and what to do.
+    pub last_error: Option<String>,
+    /// Number of the look under way.
+    pub running: Option<u64>,
+    /// Number of the look that somebody waits for.
+    pub asked: Option<u64>,
+    /// Number of the last look that ended, in the life of this agent.
+    pub finished: u64,
+    /// What it came to, in a sentence.
+    pub last: String,
+    /// Whether that was good.
+    pub last_good_look: bool,
+}
+
+/// What `sq-agent gitops sync` is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncBegun {
+    /// In a sentence.
+    pub detail: String,
+    /// Number of the look that sees what stands in the repository now.
+    pub number: u64,
 }
 
 /// What `sq-agent backup` is told.

@@ -19,7 +19,7 @@ mod stage;
 
 pub use book::{Book, Job, Report};
 pub use fault::ResticError;
-pub use run::{Running, start};
+pub use run::start;
 
 use std::path::{Path, PathBuf};
 

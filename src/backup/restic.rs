@@ -133,7 +133,7 @@ impl Restic {
             NotRun::Failed(error) => failed(error),
         })?;
         if status.success() {
-            return Ok(out);
+            return Ok(String::from_utf8_lossy(&out).into_owned());
         }
         Err(fault::of_exit(command, &self.program, &self.repository, status.code(), &said, &self.secrets))
     }

@@ -3,7 +3,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    thread::JoinHandle,
     time::Instant,
 };
 
@@ -21,7 +20,7 @@ use super::{
     stage::{self, Staged},
 };
 use crate::{
-    child::Cancel,
+    child::{Cancel, Running},
     desired::{Backup, TenantId},
 };
 
@@ -30,44 +29,17 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 /// Everything of the last day is kept, beside what tenants.toml says.
 const KEEP_WITHIN: &str = "24h";
 
-/// A run under way. Dropped, it is broken off: restic is ended, and the next run takes up what it had stored.
-#[derive(Debug)]
-pub struct Running {
-    cancel: Cancel,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Running {
-    /// Breaks it off, and waits until nothing of it acts any more. Blocks.
-    pub fn halt(&mut self) {
-        self.cancel.cancel();
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has ended as well.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.halt();
-    }
-}
-
-/// Begins `job`; `report` is called when it ends, unless it is broken off.
+/// Begins `job`; `report` is called when it ends, unless it is broken off: then restic is ended, and the next run takes up what it had stored.
 ///
 /// # Errors
 /// There is no thread to be had.
 pub fn start(job: Job, state_dir: PathBuf, report: impl FnOnce(Report) + Send + 'static) -> io::Result<Running> {
-    let cancel = Cancel::default();
-    let cancelled = cancel.clone();
-    let thread = std::thread::Builder::new().name("backup".into()).spawn(move || {
-        let done = run(&job, &state_dir, Some(THIS_PROGRAM.into()), &cancelled);
-        if !cancelled.is_cancelled() {
+    Running::start("backup", move |cancel| {
+        let done = run(&job, &state_dir, Some(THIS_PROGRAM.into()), cancel);
+        if !cancel.is_cancelled() {
             report(done);
         }
-    })?;
-    Ok(Running { cancel, thread: Some(thread) })
+    })
 }
 
 fn run(job: &Job, state_dir: &Path, exe: Option<PathBuf>, cancel: &Cancel) -> Report {

@@ -7,6 +7,7 @@ mod backup;
 mod check;
 mod confirm;
 mod doctor;
+mod gitops;
 mod guard;
 mod import;
 mod launcher;
@@ -78,6 +79,8 @@ enum Command {
     Snapshots(snapshots::Args),
     /// Put a tenant's phexts back as a snapshot has them, or everybody's from a backup
     Restore(restore::Args),
+    /// Look at the repository that tenants.toml comes from
+    Gitops(gitops::Args),
     /// Hand the host over to a new sq-agent, without a failed request
     Upgrade(upgrade::Args),
     /// Mint a token for a tenant
@@ -116,7 +119,7 @@ pub fn main() -> ExitCode {
 fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let find = || find(arguments.tenants.as_deref());
     match arguments.command.unwrap_or(Command::Run(run::Args::default())) {
-        Command::Run(args) => run::run(&args, &find()?),
+        Command::Run(args) => run::run(&args, &args.file(arguments.tenants.clone(), find)?),
         Command::Check(args) => check::run(&args, &args.file.clone().map_or_else(find, Ok)?),
         Command::Plan(args) => plan::run(&args, find),
         Command::Confirm(args) => confirm::run(&args, &load(&find()?)?),
@@ -127,6 +130,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Snapshot(args) => snapshot::run(&args, &load(&find()?)?),
         Command::Snapshots(args) => snapshots::run(&args, &load(&find()?)?),
         Command::Restore(args) => restore::run(&args, &load(&find()?)?),
+        Command::Gitops(args) => gitops::run(&args, &load(&find()?)?),
         Command::Upgrade(args) => upgrade::run(&args, &load(&find()?)?),
         Command::Token(args) => token::run(&args, &load(&find()?)?),
         Command::Import(args) => import::run(&args),

@@ -1,6 +1,12 @@
 //! `sq-agent plan [FILE] [--against FILE]`: what would change, by the very function that the loop runs.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::Context as _;
 
 use crate::{
     admin::client::{self, AskError},
@@ -10,36 +16,57 @@ use crate::{
         diff::{self, Change, Kind},
         guard::Held,
         plan::{self, Action},
+        review::{Capacity, Review},
     },
 };
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  sq-agent plan                                          # this file against what runs\n  sq-agent plan tenants.toml --against old/tenants.toml  # two files, no agent needed\n\nExit: 0 nothing would change, 2 something would, 1 error."
+    after_help = "Example:\n  sq-agent plan                                          # this file against what runs\n  sq-agent plan tenants.toml --against old/tenants.toml  # two files, no agent needed\n  sq-agent plan --against origin/main:tenants.toml --format markdown --host-memory 4G   # for a pull request\n\nExit: 0 nothing would change, 2 something would, 1 error."
 )]
 pub(super) struct Args {
     /// The file that is wanted [default: the one in use]
     file: Option<PathBuf>,
-    /// Compare with a host on which this file is true, instead of with what runs
+    /// Compare with a host on which this file is true, instead of with what runs; REVISION:PATH is asked of git
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Text, conflicts_with = "json")]
+    format: Format,
+    /// Memory of the host for which it is meant, as 4G [default: that of this machine]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    host_memory: Option<u64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// What `--json` prints.
-#[derive(serde::Serialize)]
-struct Report {
-    changes: Vec<Change>,
-    held: Option<Held>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// For a terminal
+    Text,
+    /// For a comment on a pull request
+    Markdown,
+    /// For programs
+    Json,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    desired::parse_size(text).ok_or_else(|| format!("{text:?} is no size: write for example 4G"))
+}
+
+/// Memory of this machine, bytes.
+fn memory() -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    Ok(kib.context("/proc/meminfo has no MemTotal: say --host-memory")? * 1024)
 }
 
 pub(super) fn run(args: &Args, find: impl FnOnce() -> anyhow::Result<PathBuf>) -> anyhow::Result<ExitCode> {
     let file = args.file.clone().map_or_else(find, Ok)?;
     let Some(wanted) = read(&file) else { return Ok(ExitCode::FAILURE) };
     let (observed, now) = match &args.against {
-        Some(against) => match read(against) {
+        Some(against) => match read_against(against)? {
             Some(against) => (diff::as_if_running(&against), Moment::default()),
             None => return Ok(ExitCode::FAILURE),
         },
@@ -53,21 +80,35 @@ pub(super) fn run(args: &Args, find: impl FnOnce() -> anyhow::Result<PathBuf>) -
     let changes = diff::changes(&wanted, &observed, &actions);
     let held = actions.into_iter().find_map(|action| if let Action::Hold(held) = action { Some(held) } else { None });
     let nothing = changes.is_empty();
-    if args.json {
-        anstream::println!("{}", serde_json::to_string(&Report { changes, held })?);
-    } else {
+    if args.format == Format::Text && !args.json {
         print(&changes, held.as_ref(), args.against.is_none());
+    } else {
+        let capacity = Capacity { memory: args.host_memory.map_or_else(memory, Ok)? };
+        let review = Review::of(&observed, &wanted, changes, held, capacity);
+        match args.format {
+            Format::Markdown => anstream::print!("{}", review.markdown()),
+            _ => anstream::println!("{}", serde_json::to_string(&review)?),
+        }
     }
     Ok(ExitCode::from(if nothing { 0 } else { 2 }))
 }
 
 /// Shows all problems of a bad file; whoever reviews it wants them as `check` shows them.
-fn read(file: &std::path::Path) -> Option<Desired> {
+fn read(file: &Path) -> Option<Desired> {
     desired::load_without_files(file)
         .map_err(|rejected| {
             anstream::eprintln!("{}", rejected.render(super::colour_on_stderr()));
         })
         .ok()
+}
+
+/// What to compare with: a file, or what git has under REVISION:PATH.
+fn read_against(against: &Path) -> anyhow::Result<Option<Desired>> {
+    let Some(object) = against.to_str().filter(|text| text.contains(':') && !against.exists()) else { return Ok(read(against)) };
+    let git = Command::new("git").args(["cat-file", "blob", "--end-of-options", object]).output().context("running git")?;
+    anyhow::ensure!(git.status.success(), "git has no {object}: {}", String::from_utf8_lossy(&git.stderr).trim());
+    let text = String::from_utf8(git.stdout).with_context(|| format!("{object} is not UTF-8"))?;
+    Ok(desired::parse(&text, against).map_err(|rejected| anstream::eprintln!("{}", rejected.render(super::colour_on_stderr()))).ok())
 }
 
 fn ask(wanted: &Desired) -> anyhow::Result<Observed> {

@@ -39,6 +39,7 @@ fn trouble(status: &Status) -> bool {
         || status.held.is_some()
         || status.rollout.as_ref().is_some_and(|rollout| rollout.try_again.is_some())
         || status.backup.as_ref().is_some_and(|backup| backup.overdue || backup.last_error.is_some())
+        || status.gitops.as_ref().is_some_and(|gitops| gitops.refused.is_some() || gitops.last_error.is_some())
         || status.proxy.pid.is_none()
         || !status.tenants.iter().all(settled)
 }
@@ -75,6 +76,7 @@ fn print(status: &Status) {
         ),
         None => {}
     }
+    status.gitops.iter().flat_map(super::gitops::lines).for_each(|line| anstream::eprintln!("{line}"));
     status.backup.iter().for_each(print_backup);
     let rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
     table::print(&["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"], &rows);

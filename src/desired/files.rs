@@ -17,6 +17,8 @@ pub(super) enum Use {
     Secret,
     /// As [`Use::Secret`], and its strength is its length: an HMAC secret, the admin key.
     Random,
+    /// As [`Use::Public`], or a directory of such.
+    Keys,
     /// It is run.
     Program,
 }
@@ -59,6 +61,7 @@ fn fault(path: &Path, purpose: Use) -> Option<(String, String)> {
     };
     let mode = meta.permissions().mode() & 0o777;
     match purpose {
+        Use::Keys if meta.is_dir() => fs::read_dir(path).err().and_then(unreadable),
         _ if !meta.is_file() => Some(("is not a regular file".into(), "name a regular file".into())),
         Use::Program if mode & 0o111 == 0 => Some(("is not executable".into(), format!("run `chmod 755 {shown}`"))),
         Use::Program => None,
@@ -69,7 +72,7 @@ fn fault(path: &Path, purpose: Use) -> Option<(String, String)> {
         Use::Random if meta.len() < MIN_RANDOM => {
             Some((format!("holds {} bytes, a secret needs {MIN_RANDOM}", meta.len()), format!("make one: {}", openssl(path))))
         }
-        Use::Public | Use::Secret | Use::Random => fs::File::open(path).err().and_then(unreadable),
+        Use::Public | Use::Keys | Use::Secret | Use::Random => fs::File::open(path).err().and_then(unreadable),
     }
 }
 
@@ -77,7 +80,7 @@ fn create(path: &Path, purpose: Use) -> String {
     match purpose {
         Use::Random => format!("correct the path, or make one: {}", openssl(path)),
         Use::Secret => "correct the path, or create it with mode 600".into(),
-        Use::Public | Use::Program => "correct the path, or create it".into(),
+        Use::Public | Use::Keys | Use::Program => "correct the path, or create it".into(),
     }
 }
 

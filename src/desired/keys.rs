@@ -75,8 +75,8 @@ const fn section(name: &'static str, header: &'static str, keys: &'static [Key])
 }
 
 /// Every table of the file, the file itself first.
-pub(crate) static SECTIONS: [&Section; 13] =
-    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &ADMIN, &ALERTS, &DISCORD];
+pub(crate) static SECTIONS: [&Section; 14] =
+    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &GITOPS, &ADMIN, &ALERTS, &DISCORD];
 
 use Need::{Default, Optional, Required};
 
@@ -89,6 +89,7 @@ pub(crate) static ROOT: Section = section("file", "the file", &[
     key("tenants", Kind::Tables(&TENANT), Optional("nobody is served"), "", "who is served"),
     key("snapshots", Kind::Table(&SNAPSHOTS), Optional("the defaults below"), "", "how many snapshots of each tenant are kept"),
     key("backup", Kind::Table(&BACKUP), Optional("nothing leaves this host"), "", "copies off this host, by restic"),
+    key("gitops", Kind::Table(&GITOPS), Optional("this file is edited where it stands"), "", "the repository that this file comes from"),
     key("admin", Kind::Table(&ADMIN), Optional("no TCP listener, only the agent's socket"), "", "the admin API"),
     key("alerts", Kind::Table(&ALERTS), Optional("the defaults below"), "", "when and where to raise an alarm"),
 ]);
@@ -194,6 +195,19 @@ pub(crate) static BACKUP: Section = section("backup", "[backup]", &[
     key("keep_monthly", Kind::Integer { min: 0, max: MAX_KEPT }, Default("12"), "24", "the same for months"),
     key("check_every", Kind::Duration { min: 1, max: 365 * DAY }, Default("\"7d\""), "\"7d\"", "how often the repository itself is checked"),
     key("test_restore_every", Kind::Duration { min: 1, max: 365 * DAY }, Default("\"30d\""), "\"30d\"", "how often one tenant, drawn by lot, is restored and compared byte by byte"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static GITOPS: Section = section("gitops", "[gitops]", &[
+    key("url", Kind::GitUrl, Required, "\"git@github.com:example/host.git\"", "the repository, as git takes it: https://, ssh://, git@host:path, or a directory"),
+    key("branch", Kind::Branch, Default("\"main\""), "\"main\"", "the branch that is followed, fast-forward only"),
+    key("path", Kind::RepositoryPath, Default("\"tenants.toml\""), "\"hosts/one/tenants.toml\"", "this file's path in the repository"),
+    key("interval", Kind::Duration { min: 1, max: DAY }, Default("\"60s\""), "\"60s\"", "how often the repository is looked at, give or take a tenth (s, m, h, d)"),
+    key("ssh_key_file", Kind::Path, Optional("no key but those of the agent's user"), "\"/etc/sq-agent/deploy-key\"", "private key for ssh, mode 0600: a deploy key that may only read"),
+    key("known_hosts_file", Kind::Path, Optional("the first key that the server shows is kept"), "\"/etc/sq-agent/known_hosts\"", "keys of the ssh server, as ssh-keyscan prints them"),
+    key("token_file", Kind::Path, Optional("no token"), "\"/etc/sq-agent/git-token\"", "access token for https, mode 0600"),
+    key("verify", Kind::Path, Optional("any commit of the branch is applied"), "\"/etc/sq-agent/allowed_signers\"", "only commits signed by a key in this file are applied: ssh's allowed_signers (ssh-keygen(1)), or a GnuPG home directory"),
+    key("git", Kind::Path, Default("\"git\""), "\"/usr/bin/git\"", "the program: a name on the agent's PATH, or a path"),
 ]);
 
 #[rustfmt::skip]

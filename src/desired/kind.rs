@@ -13,6 +13,7 @@ use crate::guard::Durability;
 use super::{
     Algorithm, IsolationMode, PortRange, Rate, TenantId,
     fields::{Fields, read_table},
+    gitops,
     keys::{Key, Section},
     problem::{Finding, Show, Span},
 };
@@ -32,6 +33,12 @@ pub(crate) enum Kind {
     Path,
     /// Where restic keeps what it has: a path, or `sftp:…`, `s3:…` and the like.
     Repository,
+    /// A repository as git takes it.
+    GitUrl,
+    /// The name of a branch.
+    Branch,
+    /// A file's path in a repository.
+    RepositoryPath,
     /// `"6h"`, within these bounds in seconds.
     Duration { min: u64, max: u64 },
     /// `"20M"`, within these bounds in bytes.
@@ -123,7 +130,7 @@ pub(crate) fn read(key: &'static Key, kind: Kind, value: &Spanned<DeValue<'_>>, 
         (kind, scalar) => match read_scalar(kind, scalar) {
             Ok(value) => Some(value),
             Err(fault) => {
-                let show = if matches!(kind, Kind::Digest | Kind::Repository) { Show::NotSpan } else { Show::Line };
+                let show = if matches!(kind, Kind::Digest | Kind::Repository | Kind::GitUrl) { Show::NotSpan } else { Show::Line };
                 found.push(Finding::new(value.span(), format!("`{}` {fault}", key.name), key.expected()).show(show));
                 None
             }
@@ -192,7 +199,13 @@ fn read_text(kind: Kind, text: &str) -> Result<Value, Fault> {
         Kind::Repository if has_password(text) => {
             Err("holds a password; put it into the file that `env_file` names (RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD, say)".into())
         }
-        Kind::Path | Kind::Repository if text.starts_with('~') => Err("must be a whole path: `~` is not expanded in it".into()),
+        Kind::GitUrl if has_password(text) => Err("holds a password; put it into the file that `token_file` names".into()),
+        Kind::GitUrl if text.starts_with('-') || text.contains("::") => Err("is no repository that git may be asked for".into()),
+        Kind::Branch => gitops::bad_branch(text).map_or_else(|| Ok(own()), |fault| Err(fault.into())),
+        Kind::RepositoryPath => gitops::bad_path(text).map_or_else(|| Ok(own()), |fault| Err(fault.into())),
+        Kind::Path | Kind::Repository | Kind::GitUrl if text.starts_with('~') => {
+            Err("must be a whole path: `~` is not expanded in it".into())
+        }
         Kind::Path => check(!text.is_empty() && !text.contains('\0'), own(), "must be a path, at least one character and no NUL"),
         _ => check(
             (1..=256).contains(&text.len()) && !text.chars().any(char::is_control),
@@ -229,6 +242,11 @@ fn size(text: &str, min: u64, max: u64) -> Result<u64, Fault> {
         Some(bytes) if bytes > max => Err(format!("must be at most {}, not {text:?}", size_text(max))),
         Some(bytes) => Ok(bytes),
     }
+}
+
+/// `"4G"` in bytes.
+pub(crate) fn parse_size(text: &str) -> Option<u64> {
+    size(text, 0, u64::MAX).ok()
 }
 
 /// A size as it would be written in the file.

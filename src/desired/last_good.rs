@@ -13,9 +13,8 @@
 
 use std::{
     ffi::OsString,
-    fs,
-    io::{self, Write},
-    os::unix::{ffi::OsStringExt, fs::OpenOptionsExt},
+    fs, io,
+    os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +22,7 @@ use aws_lc_rs::digest;
 use toml::de::DeTable;
 
 use super::{Desired, Rejected, load::absolute, parse_named, settings::hex};
+use crate::file::write_whole;
 
 /// A copy that could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -124,20 +124,6 @@ fn state_home() -> Option<PathBuf> {
         false => from("HOME").map(|home| home.join(".local/state")),
     };
     from("XDG_STATE_HOME").or_else(usual)
-}
-
-/// Replaces `path` by `bytes` at one stroke: a reader, or a power cut, finds the old content or the new.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().map(OsString::from).unwrap_or_default();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written?;
-    fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 #[cfg(test)]

@@ -20,9 +20,14 @@ pub fn load(file: &Path) -> Result<Desired, Rejected> {
 /// As [`load`], with the text that was read: what [`super::save_last_good`] keeps, even if the file has changed since.
 pub fn load_with_text(file: &Path) -> Result<(Desired, String), Rejected> {
     let text = read(file)?;
-    let (desired, named) = parse_named(&text, &absolute(file), file)?;
+    load_candidate(&text, file).map(|desired| (desired, text))
+}
+
+/// What `text` would mean as the content of `file`, with all checks of [`load`].
+pub fn load_candidate(text: &str, file: &Path) -> Result<Desired, Rejected> {
+    let (desired, named) = parse_named(text, &absolute(file), file)?;
     let found = files::check(&named);
-    if found.is_empty() { Ok((desired, text)) } else { Err(rejected(&Source::new(&text), file, found)) }
+    if found.is_empty() { Ok(desired) } else { Err(rejected(&Source::new(text), file, found)) }
 }
 
 /// Reads `file` without the checks of [`load`] that look at other files: for a desired state that is meant for another host.

@@ -7,6 +7,7 @@
 mod debounce;
 mod fields;
 mod files;
+mod gitops;
 mod keys;
 mod kind;
 mod last_good;
@@ -22,9 +23,10 @@ mod watch;
 use std::path::Path;
 
 pub use debounce::{Debounce, LONGEST, QUIET};
-pub(crate) use kind::size_text;
+pub use gitops::GitOps;
+pub(crate) use kind::{parse_size, size_text};
 pub use last_good::{SaveError, last_good_path, load_last_good, save_last_good};
-pub use load::{MAX_FILE, load, load_with_text, load_without_files};
+pub use load::{MAX_FILE, load, load_candidate, load_with_text, load_without_files};
 pub use model::*;
 pub use problem::{Place, Problem, Rejected, Related};
 pub use schema::{reference_markdown, schema};

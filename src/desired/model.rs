@@ -10,6 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::GitOps;
 use crate::guard::Durability;
 
 /// The name of a tenant: 1–128 bytes of ASCII letters, digits and `. _ - + @`, no leading dot.
@@ -366,6 +367,9 @@ pub struct Desired {
     /// `[backup]`, if there is one.
     #[serde(default)]
     pub backup: Option<Backup>,
+    /// `[gitops]`, if there is one.
+    #[serde(default)]
+    pub gitops: Option<GitOps>,
     /// `[admin]`, if there is one.
     pub admin: Option<Admin>,
     /// `[alerts]`.
@@ -384,6 +388,20 @@ impl Desired {
     /// `<state_dir>/users/<id>`.
     pub fn user_dir(&self, id: &TenantId) -> PathBuf {
         user_dir(&self.state_dir, id)
+    }
+
+    /// Whether an agent that serves this may go on with `new`: it can move neither to another state directory, nor its shared pages from
+    /// under the proxy. Else what is to be done.
+    pub fn may_become(&self, new: &Self) -> Result<(), String> {
+        let (old_dir, new_dir) = (self.state_dir.display().to_string(), new.state_dir.display().to_string());
+        for (key, old, new) in [("state_dir", &old_dir, &new_dir), ("name", &self.name, &new.name)] {
+            if old != new {
+                return Err(format!(
+                    "[agent] {key} cannot change while the agent runs (it is {old:?}, the file says {new:?}): put it back, or stop the agent first"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The ports that are to be certain tenants'.

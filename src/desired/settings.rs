@@ -9,7 +9,7 @@ use std::{
 use aws_lc_rs::digest;
 
 use super::{
-    Admin, Alerts, Algorithm, Backup, Desired, IsolationMode, JwtKey, PortRange, Proxy, Snapshots, SqSource, TlsFiles,
+    Admin, Alerts, Algorithm, Backup, Desired, GitOps, IsolationMode, JwtKey, PortRange, Proxy, Snapshots, SqSource, TlsFiles,
     fields::Fields,
     files::{NamedFile, Use},
     keys,
@@ -48,6 +48,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
     let admin_fields = root.table("admin");
     let admin = admin_fields.and_then(|fields| build.admin(fields));
     let backup = root.table("backup").and_then(|fields| build.backup(fields));
+    let gitops = root.table("gitops").and_then(|fields| build.gitops(fields));
     build.addresses(&proxy_fields, admin_fields, (!agent.is_bad("ports")).then_some(ports));
     let tiers = tenants::tiers(root);
     // A range that is no good is reported already; nothing is measured against the default in its place.
@@ -64,6 +65,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
         ports,
         proxy,
         backup,
+        gitops,
         admin,
         tiers,
     };
@@ -155,7 +157,6 @@ impl Build<'_> {
     fn backup(&mut self, fields: &Fields) -> Option<Backup> {
         let password_file = self.file(fields, "password_file", Use::Secret);
         let env_file = self.file(fields, "env_file", Use::Secret);
-        let restic = fields.path("restic").unwrap_or_else(|| "restic".into());
         let number = |name, default| fields.number(name).unwrap_or(default);
         let kept = |name, default| fields.number(name).and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
         Some(Backup {
@@ -163,14 +164,36 @@ impl Build<'_> {
             password_file: password_file?,
             env_file,
             every: number("every", 6 * 3_600),
-            // A bare name is looked for when it is run, so that a host without restic still serves.
-            restic: if restic.components().count() > 1 { self.join(&restic) } else { restic },
+            restic: self.program(fields.path("restic").unwrap_or_else(|| "restic".into())),
             keep_daily: kept("keep_daily", 7),
             keep_weekly: kept("keep_weekly", 5),
             keep_monthly: kept("keep_monthly", 12),
             check_every: number("check_every", 7 * 86_400),
             test_restore_every: number("test_restore_every", 30 * 86_400),
         })
+    }
+
+    fn gitops(&mut self, fields: &Fields) -> Option<GitOps> {
+        let ssh_key_file = self.file(fields, "ssh_key_file", Use::Secret);
+        let known_hosts_file = self.file(fields, "known_hosts_file", Use::Public);
+        let token_file = self.file(fields, "token_file", Use::Secret);
+        let verify = self.file(fields, "verify", Use::Keys);
+        Some(GitOps {
+            url: fields.text("url")?,
+            branch: fields.text("branch").unwrap_or_else(|| GitOps::BRANCH.into()),
+            path: fields.text("path").unwrap_or_else(|| GitOps::PATH.into()),
+            interval: fields.number("interval").unwrap_or(GitOps::INTERVAL),
+            ssh_key_file,
+            known_hosts_file,
+            token_file,
+            verify,
+            git: self.program(fields.path("git").unwrap_or_else(|| GitOps::GIT.into())),
+        })
+    }
+
+    /// A bare name is looked for when it is run, so that a host without it still serves.
+    fn program(&self, path: PathBuf) -> PathBuf {
+        if path.components().count() > 1 { self.join(&path) } else { path }
     }
 
     /// A directory starts at the file's; what restic reaches by another way stays as it is written.

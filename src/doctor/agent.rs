@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::{
-    admin::status::{BackupStatus, Status, TenantStatus},
+    admin::status::{BackupStatus, GitOpsStatus, Status, TenantStatus},
     instance::isolation::{Isolation, Part},
 };
 
@@ -45,6 +45,7 @@ pub fn findings(status: &Status) -> Vec<Finding> {
         });
     }
     findings.extend(status.backup.as_ref().map(backup));
+    findings.extend(status.gitops.as_ref().map(gitops));
     findings.extend(tenants(&status.tenants));
     match agent.memory_enforced.as_str() {
         "kernel" => findings.push(Finding::ok("memory limits", "held by the kernel")),
@@ -76,6 +77,19 @@ fn backup(backup: &BackupStatus) -> Finding {
             Finding::notice("backup", last, "the first one comes by itself; `sq-agent backup` takes it now")
         }
         () => Finding::ok("backup", last),
+    }
+}
+
+/// Whether the head of the branch is in force.
+fn gitops(status: &GitOpsStatus) -> Finding {
+    let applied = status.applied.as_ref().map_or("no commit is in force".to_owned(), |commit| format!("{} is in force", commit.short()));
+    match (&status.refused, &status.refused_because, &status.last_error) {
+        (Some(commit), Some(why), _) => {
+            Finding::problem("gitops", format!("{applied}; {} is not applied: {why}", commit.short()), "push a commit that mends it")
+        }
+        (_, _, Some(why)) => Finding::problem("gitops", format!("{applied}; {why}"), "then see what `sq-agent gitops sync` says"),
+        _ if status.suspended => Finding::notice("gitops", format!("{applied}, and is followed no more"), "`sq-agent gitops resume`"),
+        _ => Finding::ok("gitops", applied),
     }
 }
 
@@ -159,7 +173,7 @@ mod tests {
             pending_restart: vec![],
         };
         let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None };
-        Status { agent, proxy, held: None, rollout: None, backup: None, tenants: vec![tenant("a", "ready", "answers")] }
+        Status { agent, proxy, held: None, rollout: None, backup: None, gitops: None, tenants: vec![tenant("a", "ready", "answers")] }
     }
 
     #[test]

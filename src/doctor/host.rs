@@ -9,7 +9,7 @@ use std::{
 
 use super::{Finding, agent};
 use crate::{
-    desired::{Backup, Desired, SqSource},
+    desired::{Desired, SqSource},
     instance::{
         binary::{self, CargoSearch},
         isolation::{Part, Wanted},
@@ -27,7 +27,8 @@ const DISK_LOW: u64 = 10;
 pub async fn findings(desired: &Desired, runs: bool) -> Vec<Finding> {
     let mut findings = vec![descriptors(), shared_memory(), disk(&desired.state_dir), sq(desired).await];
     findings.push(cgroup());
-    findings.extend(desired.backup.as_ref().map(restic));
+    findings.extend(desired.backup.as_ref().map(|backup| program("restic", &backup.restic, "version", "backup")));
+    findings.extend(desired.gitops.as_ref().map(|gitops| program("git", &gitops.git, "--version", "gitops")));
     if !runs {
         findings.extend(desired.proxy.listen.iter().map(|address| match TcpListener::bind(address) {
             Ok(_) => Finding::ok("listen", format!("{address} is free")),
@@ -117,21 +118,21 @@ async fn sq(desired: &Desired) -> Finding {
     }
 }
 
-/// The program that takes backups.
-fn restic(backup: &Backup) -> Finding {
-    match Command::new(&backup.restic).arg("version").stdin(Stdio::null()).output() {
+/// A program of Debian's that `name` under `[section]` calls; `asks` makes it say its version.
+fn program(name: &'static str, path: &Path, asks: &str, section: &str) -> Finding {
+    match Command::new(path).arg(asks).stdin(Stdio::null()).output() {
         Ok(said) if said.status.success() => {
-            Finding::ok("restic", String::from_utf8_lossy(&said.stdout).lines().next().unwrap_or_default().trim_start_matches("restic "))
+            Finding::ok(name, String::from_utf8_lossy(&said.stdout).lines().next().unwrap_or_default().trim_start_matches(name).trim())
         }
         Ok(said) => Finding::problem(
-            "restic",
-            format!("{} does not run: {}", backup.restic.display(), String::from_utf8_lossy(&said.stderr).trim()),
-            "name a restic that does by [backup] restic",
+            name,
+            format!("{} does not run: {}", path.display(), String::from_utf8_lossy(&said.stderr).trim()),
+            format!("name one that does by [{section}] {name}"),
         ),
         Err(error) => Finding::problem(
-            "restic",
-            format!("{}: {error}", backup.restic.display()),
-            "`apt-get install restic`, or name it by [backup] restic",
+            name,
+            format!("{}: {error}", path.display()),
+            format!("`apt-get install {name}`, or name it by [{section}] {name}"),
         ),
     }
 }

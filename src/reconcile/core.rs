@@ -13,6 +13,7 @@ use std::{
 use super::{
     backups::Backups,
     event::{Drain, Unproved},
+    gitops::Following,
     guard::Held,
     health::Health,
     intake::{self, Intake, Taken},
@@ -80,6 +81,7 @@ pub struct Core<W: World> {
     pub(super) proxy: ProxyStatus,
     /// Copies off this host.
     pub(super) backups: Backups,
+    pub(super) following: Following,
     pub(super) keeping: Keeping,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
@@ -160,6 +162,7 @@ impl<W: World> Core<W> {
         let proved = programs.proved().identity();
         known.values_mut().filter(|known| known.program.is_empty()).for_each(|known| known.program.clone_from(&proved));
         let backups = Backups::new(world.records().backups()?, now);
+        let following = Following::new(world.records().gitops()?, now);
         let fingerprint = world.fingerprint();
         let mut core = Self {
             world,
@@ -183,6 +186,7 @@ impl<W: World> Core<W> {
             programs,
             proxy: ProxyStatus::default(),
             backups,
+            following,
             keeping: Keeping::new(now),
             touched: BTreeSet::new(),
             draining: Vec::new(),
@@ -282,6 +286,7 @@ impl<W: World> Core<W> {
             self.keep_by_the_hour(now);
             self.world.heartbeat();
             self.back_up(now);
+            self.follow_repository(now);
         }
         if due(&mut self.timers.survey, SURVEY) {
             self.survey(now);

@@ -3,6 +3,7 @@
 use crate::{
     backup::Report,
     desired::TenantId,
+    gitops,
     guard::Recovered,
     instance::{binary::SqBinary, process::Exit, scan::Found, usage::Memory},
     snapshot::{Restored, Taken},
@@ -19,6 +20,8 @@ pub enum Event<P> {
     Surveyed(Survey),
     /// A backup off this host ended.
     BackedUp(Report),
+    /// A look at the repository that tenants.toml comes from ended.
+    Synced(gitops::Report),
     /// A write to a tenant of whom nothing runs had broken off, and the text is as it was.
     Undone(TenantId, Recovered),
     /// The snapshot of this number ended.

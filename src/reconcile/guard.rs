@@ -34,7 +34,7 @@ pub fn hold(removals: &[TenantId], of: usize, left: usize, confirmed: Option<&st
 }
 
 /// 12 hex digits of SHA-256 over the ids: short enough to type, long enough not to be met by chance.
-fn hash(removals: &[TenantId]) -> String {
+pub(super) fn hash(removals: &[TenantId]) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     for id in removals {
         context.update(id.as_str().as_bytes());

@@ -13,9 +13,10 @@ use super::{
 };
 use crate::{
     backup::{self, Job, Report},
+    child::Running,
     crash_point,
     desired::{self, Desired, Snapshots, SqSource, TenantId},
-    guard,
+    gitops, guard,
     instance::{
         Process, binary,
         cgroup::{Applied, CgroupLimits},
@@ -69,7 +70,9 @@ pub struct Host {
     reports: Reports,
     tasks: Tasks,
     /// The backup off this host that is under way, or was last.
-    backup: Option<backup::Running>,
+    backup: Option<Running>,
+    /// The same of looks at the repository that tenants.toml comes from.
+    sync: Option<Running>,
 }
 
 impl Host {
@@ -77,12 +80,12 @@ impl Host {
     pub(super) fn new(parts: HostParts) -> (Self, mpsc::UnboundedReceiver<Event<Arc<Process>>>) {
         let (reports, events) = mpsc::unbounded_channel();
         let pulse = Pulse::new(parts.launcher.network(), Health::LIMIT);
-        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new(), backup: None }, events)
+        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new(), backup: None, sync: None }, events)
     }
 
     /// Ends every task, so that nothing of this agent acts any more; the instances and their rows stay as they are.
     pub(super) async fn halt(&mut self) {
-        if let Some(mut running) = self.backup.take() {
+        for mut running in self.sync.take().into_iter().chain(self.backup.take()) {
             // It ends within seconds; a panic of it ends it as well.
             let _ = tokio::task::spawn_blocking(move || running.halt()).await;
         }
@@ -161,6 +164,22 @@ impl World for Host {
                     test_restore: None,
                 };
                 let _ = self.reports.send(Event::BackedUp(report));
+            }
+        }
+    }
+
+    fn sync(&mut self, job: gitops::Job) {
+        let reports = self.reports.clone();
+        let number = job.number;
+        // The loop is gone only when the agent ends.
+        let report = move |report| drop(reports.send(Event::Synced(report)));
+        // The one before has reported, so waiting for its thread is no waiting.
+        self.sync = None;
+        match gitops::start(job, self.parts.file.clone(), self.parts.state_dir.clone(), report) {
+            Ok(running) => self.sync = Some(running),
+            Err(error) => {
+                let outcome = gitops::Outcome::Failed(format!("no thread for it: {error}"));
+                let _ = self.reports.send(Event::Synced(gitops::Report { number, outcome }));
             }
         }
     }
@@ -382,6 +401,14 @@ impl Records for Store {
             store.tombstone(id, at)
         })
         .inspect(|()| crash_point::reached("remove.noted"))
+    }
+
+    fn gitops(&mut self) -> Result<Option<String>, StoreError> {
+        self.note("gitops")
+    }
+
+    fn keep_gitops(&mut self, kept: &str) -> Result<(), StoreError> {
+        self.set_note("gitops", kept)
     }
 
     fn backups(&mut self) -> Result<Option<String>, StoreError> {

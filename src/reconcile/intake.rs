@@ -44,7 +44,10 @@ impl Intake {
             return Taken::Same;
         }
         self.seen = fingerprint;
-        match world.load().and_then(|(new, text)| Ok((follows(in_force, new)?, text))) {
+        match world.load().and_then(|(new, text)| match in_force.may_become(&new) {
+            Ok(()) => Ok((new, text)),
+            Err(why) => Err(Refusal { summary: why.clone(), text: why }),
+        }) {
             Ok((new, text)) => {
                 self.refused = None;
                 Taken::New(Box::new(new), text)
@@ -62,22 +65,6 @@ impl Intake {
     pub fn stale(&self, now: Moment) -> Option<(u64, &str)> {
         self.refused.as_ref().map(|refused| (now.since(refused.since).as_secs().max(1), refused.text.as_str()))
     }
-}
-
-/// A running agent cannot move to another state directory, nor rename its shared pages under the proxy.
-fn follows(in_force: &Desired, new: Desired) -> Result<Desired, Refusal> {
-    for (key, old, new) in [
-        ("state_dir", in_force.state_dir.display().to_string(), new.state_dir.display().to_string()),
-        ("name", in_force.name.clone(), new.name.clone()),
-    ] {
-        if old != new {
-            let text = format!(
-                "[agent] {key} cannot change while the agent runs (it is {old:?}, the file says {new:?}): put it back, or stop the agent first"
-            );
-            return Err(Refusal { summary: text.clone(), text });
-        }
-    }
-    Ok(new)
 }
 
 /// Keys whose change takes effect only when the agent starts anew, for status and log.

@@ -25,6 +25,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         sq: SqSource::Version("0.6.0".into()),
         proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
         backup: None,
+        gitops: None,
         admin: None,
         alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },
         snapshots: crate::desired::Snapshots { hourly: 24, daily: 7, weekly: 4, max_size: 1 << 20 },

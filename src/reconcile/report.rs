@@ -28,6 +28,7 @@ impl<W: World> Core<W> {
             Question::Observed => json(&self.observed),
             Question::Confirm(hash) => self.confirm(&hash),
             Question::Restart(id) => self.restart(&id),
+            Question::GitOps(asked) => self.ask_gitops(asked, now),
             Question::Backup { may_make } => self.ask_for_backup(may_make, now),
         })
     }
@@ -86,6 +87,7 @@ impl<W: World> Core<W> {
             held: self.held.clone(),
             rollout: self.rollout_status(now),
             backup: self.backup_status(),
+            gitops: self.gitops_status(),
             tenants: self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect(),
         }
     }

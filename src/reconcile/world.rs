@@ -10,6 +10,7 @@ use super::event::{Drain, Unproved};
 use crate::{
     backup::Job,
     desired::{Desired, Snapshots, SqSource, TenantId},
+    gitops,
     instance::{
         cgroup::{Applied, CgroupLimits},
         isolation::Isolation,
@@ -82,6 +83,9 @@ pub trait World {
     fn renew_settings(&mut self, desired: &Desired) -> Result<(), String>;
     /// Takes a backup off this host; [`Event::BackedUp`](super::event::Event::BackedUp) says what came of it. None is under way.
     fn back_up(&mut self, job: Job);
+    /// Looks at the repository that tenants.toml comes from; [`Event::Synced`](super::event::Event::Synced) says what came of it. No look is
+    /// under way.
+    fn sync(&mut self, job: gitops::Job);
     /// Finds or installs the program after a pause; [`Event::Program`](super::event::Event::Program) says what came of it.
     fn find_program(&mut self, source: &SqSource, pause: Duration);
 
@@ -173,6 +177,10 @@ pub trait Records {
     fn backups(&mut self) -> Result<Option<String>, StoreError>;
     /// Keeps how the backups off this host went.
     fn keep_backups(&mut self, kept: &str) -> Result<(), StoreError>;
+    /// What was kept by [`Self::keep_gitops`].
+    fn gitops(&mut self) -> Result<Option<String>, StoreError>;
+    /// Keeps what is known of the repository that tenants.toml comes from.
+    fn keep_gitops(&mut self, kept: &str) -> Result<(), StoreError>;
     /// Notes an event for people.
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError>;
 }

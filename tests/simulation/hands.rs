@@ -5,6 +5,7 @@ use std::{collections::HashMap, io, panic, time::Duration};
 use sq_agent::{
     backup::Job,
     desired::{Desired, Snapshots, SqSource, TenantId},
+    gitops,
     instance::{
         cgroup::{Applied, CgroupLimits},
         isolation::Isolation,
@@ -369,6 +370,10 @@ impl World for SimWorld {
         unreachable!("no simulated host has [backup]");
     }
 
+    fn sync(&mut self, _job: gitops::Job) {
+        unreachable!("no simulated host has [gitops]");
+    }
+
     fn place_proxy(&mut self, _pid: u32) {}
 
     fn reset_slot(&mut self, slot: u32) {
@@ -467,6 +472,14 @@ impl Records for SimRecords {
             }
             Ok(())
         })
+    }
+
+    fn gitops(&mut self) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
+
+    fn keep_gitops(&mut self, _kept: &str) -> Result<(), StoreError> {
+        Ok(())
     }
 
     fn backups(&mut self) -> Result<Option<String>, StoreError> {

@@ -116,8 +116,17 @@ impl Host {
 
     /// Starts the agent with more in its environment.
     pub fn spawn_agent_with(&mut self, environment: &[(&str, &str)]) {
+        self.spawn(&["run"], environment);
+    }
+
+    /// Starts the agent by another command line.
+    pub fn spawn_agent_args(&mut self, args: &[&str]) {
+        self.spawn(args, &[]);
+    }
+
+    fn spawn(&mut self, args: &[&str], environment: &[(&str, &str)]) {
         let log = File::options().append(true).create(true).open(self.agent_log()).unwrap();
-        let mut run = self.command(&["run"]);
+        let mut run = self.command(args);
         run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null()).envs(environment.iter().copied());
         self.agent = Some(run.spawn().unwrap());
     }

@@ -54,6 +54,18 @@ pub fn sq_binary() -> PathBuf {
     SQ.get_or_init(|| std::thread::spawn(install).join().unwrap()).clone()
 }
 
+/// Whether all of these programs are there. Where one is not, the test that asks is left out and says so; not in CI, which installs them all.
+pub fn has_programs(programs: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap();
+    let is_there = |program: &&str| std::env::split_paths(&path).any(|directory| directory.join(program).exists());
+    let missing: Vec<&&str> = programs.iter().filter(|program| !is_there(program)).collect();
+    assert!(missing.is_empty() || std::env::var_os("CI").is_none(), "{missing:?} is not there");
+    if !missing.is_empty() {
+        eprintln!("LEFT OUT: {missing:?} is not there");
+    }
+    missing.is_empty()
+}
+
 /// A port that sq can bind, below those the kernel gives to outgoing connections, and given once in this process. Each
 /// process starts at a place of its own.
 pub fn free_port() -> u16 {

@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use sq_agent::{admin::status::BackupStatus, store::Store};
 
 use crate::support::{
-    eventually,
+    eventually, has_programs,
     host::{Host, Ran, User, ran},
     processes,
 };
@@ -110,6 +110,9 @@ fn good(ran: &Ran) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_backed_up_comes_back_on_an_empty_machine_and_is_served() {
+    if !has_programs(&["restic"]) {
+        return;
+    }
     let ids = ["ada@example.com", "bob+sq@example.com", "gone"];
     let mut host = host(&ids, NEVER, "");
     host.launch().await;
@@ -177,6 +180,9 @@ fn humantime_now() -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_a_missing_restic_and_an_open_secret_are_told_with_their_remedy() {
+    if !has_programs(&["restic"]) {
+        return;
+    }
     let mut host = host(&["ada"], NEVER, "restic = \"./instead\"\nenv_file = \"env\"\n");
     private(&host.root().join("env"), "AWS_SECRET_ACCESS_KEY=hunter2hunter2\n");
     instead(&host, "env > \"$root/seen\"; cat /proc/$$/stat > \"$root/stat\"; exec \"$restic\" \"$@\"");
@@ -215,6 +221,9 @@ async fn a_wrong_password_a_missing_restic_and_an_open_secret_are_told_with_thei
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_that_is_gone_is_missed_and_taken_up_again_when_it_is_back() {
+    if !has_programs(&["restic"]) {
+        return;
+    }
     let mut host = host(&["ada"], "10s", "");
     host.launch().await;
     write(&host.user("ada"), WRITE, b"text").await;
@@ -248,6 +257,9 @@ async fn a_repository_that_is_gone_is_missed_and_taken_up_again_when_it_is_back(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_died_with_its_agent_leaves_nothing_in_the_way_of_the_next() {
+    if !has_programs(&["restic"]) {
+        return;
+    }
     // restic stops in the middle, its lock in the repository, until it is killed.
     let mut host = host(&["ada"], NEVER, "restic = \"./instead\"\n");
     instead(&host, "exec \"$restic\" \"$@\"");
@@ -286,6 +298,9 @@ async fn a_backup_that_died_with_its_agent_leaves_nothing_in_the_way_of_the_next
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_is_under_way_ends_with_its_agent_and_with_an_upgrade_in_good_time() {
+    if !has_programs(&["restic"]) {
+        return;
+    }
     let mut host = host(&["ada"], NEVER, "restic = \"./instead\"\n");
     instead(&host, "echo $$ > \"$root/pid\"; exec sleep 600");
     host.launch().await;
@@ -325,6 +340,9 @@ fn number_of(text: &[u8]) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_text_in_a_backup_is_a_whole_version_though_people_write_all_the_time() {
+    if !has_programs(&["restic"]) {
+        return;
+    }
     let ids = ["ada", "bob", "cleo"];
     let mut host = host(&ids, NEVER, "");
     host.launch().await;
@@ -370,6 +388,9 @@ async fn each_text_in_a_backup_is_a_whole_version_though_people_write_all_the_ti
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_test_restore_that_gives_another_byte_is_an_alert_until_it_gives_the_same() {
+    if !has_programs(&["restic"]) {
+        return;
+    }
     let mut host = host(&["ada"], NEVER, "restic = \"./instead\"\n");
     let flip = "\"$restic\" \"$@\" || exit\nif [ \"$1\" = restore ]; then\n  for file in \"$root\"/state/backup/test-restore/users/*/phext-data/*; do printf X | dd of=\"$file\" bs=1 seek=3 conv=notrunc status=none; done\nfi";
     instead(&host, flip);

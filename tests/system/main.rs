@@ -13,6 +13,7 @@ mod chaos;
 mod commands;
 mod crash_points;
 mod edits;
+mod gitops;
 mod guard;
 mod isolation;
 mod kills;

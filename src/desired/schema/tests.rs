@@ -80,11 +80,11 @@ fn every_key_is_read_and_changes_what_is_desired() {
             ("version", _) => "\"0.6.1\"",
             (
                 "binary" | "state_dir" | "cert" | "key" | "secret_file" | "key_file" | "webhook_file" | "password_file" | "env_file"
-                | "restic",
+                | "restic" | "ssh_key_file" | "known_hosts_file" | "token_file" | "verify" | "git",
                 _,
             ) => "\"elsewhere\"",
             ("tier", _) => continue,
-            (_, Kind::Text | Kind::Name | Kind::Id | Kind::Repository) => "\"other\"",
+            (_, Kind::Text | Kind::Name | Kind::Id | Kind::Repository | Kind::GitUrl | Kind::Branch | Kind::RepositoryPath) => "\"other\"",
             (_, Kind::Duration { .. }) => "\"7h\"",
             (_, Kind::Size { .. } | Kind::SizeOrNone { .. }) => "\"7M\"",
             (_, Kind::Percent) => "\"85%\"",

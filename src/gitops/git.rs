@@ -1,0 +1,290 @@
+//! The real `git`, in a bare repository that nobody else uses. Secrets go by file and by environment, never by a command line.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    child::{self, Cancel, NotRun, Ran},
+    desired::{GitOps, MAX_FILE},
+    file::{FileError, failed, remove_tree},
+};
+
+/// A fetch that takes longer hangs.
+const FETCH: Duration = Duration::from_secs(60);
+/// A question to the own repository.
+const QUESTION: Duration = Duration::from_secs(20);
+/// Where the head of the branch is kept.
+const HEAD: &str = "refs/sq-agent/head";
+/// What of the agent's own environment git and its ssh may need; no secret of the agent's is among it.
+const PASSED_ON: [&str; 11] = [
+    "PATH",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "SSH_AUTH_SOCK",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+];
+
+/// Why git could not do it. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GitError {
+    #[error("{0} is not there: install git (`apt-get install git`), or name it with `git` under [gitops]")]
+    Missing(PathBuf),
+    #[error("git {command} took longer than {} s: is {url} reachable?", .patience.as_secs())]
+    TooLong { command: String, url: String, patience: Duration },
+    #[error("broken off")]
+    BrokenOff,
+    #[error("git {command}: {said}{remedy}")]
+    Said { command: String, said: String, remedy: &'static str },
+    #[error("the agent may not write {}: {error}; let tenants.toml be a link to a file beside the state directory's, which it may", file.display())]
+    NotWritable { file: PathBuf, error: io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A commit, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Its full id.
+    pub id: String,
+    /// The first line of its message.
+    pub subject: String,
+    /// Who wrote it.
+    pub author: String,
+    /// When it was made, RFC 3339.
+    pub at: String,
+}
+
+impl Commit {
+    /// As people call it.
+    pub fn short(&self) -> &str {
+        self.id.get(..10).unwrap_or(&self.id)
+    }
+}
+
+/// One repository, and the remote one that it follows.
+pub(super) struct Git {
+    program: PathBuf,
+    url: String,
+    directory: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+    /// What must not be shown.
+    secret: Option<String>,
+    cancel: Cancel,
+}
+
+impl Git {
+    /// For `source`, with the repository in `place`, which is made.
+    pub(super) fn new(source: &GitOps, place: &Path, cancel: Cancel) -> Result<Self, GitError> {
+        let home = place.join("home");
+        fs::create_dir_all(&home).map_err(failed("making", &home))?;
+        let token = source.token_file.as_ref().map(|file| fs::read_to_string(file).map_err(failed("reading", file))).transpose()?;
+        let token = token.map(|token| token.trim().to_owned());
+        let passed = PASSED_ON.iter().filter_map(|&name| Some((OsString::from(name), std::env::var_os(name)?)));
+        let mut config = settings(source.verify.as_deref());
+        config.extend(token.as_ref().map(|token| ("http.extraHeader", format!("Authorization: Basic {}", basic(token)))));
+        let mut environment: Vec<(OsString, OsString)> = passed.collect();
+        // An empty home has no settings, no credentials and no keys but those that are named here.
+        environment.extend([("HOME", home.as_os_str()), ("GIT_CONFIG_GLOBAL", "/dev/null".as_ref())].map(|(k, v)| (k.into(), v.into())));
+        environment.extend(
+            [
+                ("GIT_CONFIG_NOSYSTEM", "1"),
+                ("GIT_TERMINAL_PROMPT", "0"),
+                ("GIT_ALLOW_PROTOCOL", "file:git:http:https:ssh"),
+                ("LC_ALL", "C"),
+            ]
+            .map(|(key, value)| (key.into(), value.into())),
+        );
+        environment.push(("GIT_SSH_COMMAND".into(), ssh(source, place).into()));
+        let keyring = source.verify.as_ref().filter(|path| path.is_dir()).cloned();
+        environment.push(("GNUPGHOME".into(), keyring.unwrap_or_else(|| home.join("no-keys")).into()));
+        environment.push(("GIT_CONFIG_COUNT".into(), config.len().to_string().into()));
+        for (number, (key, value)) in config.into_iter().enumerate() {
+            environment.push((format!("GIT_CONFIG_KEY_{number}").into(), key.into()));
+            environment.push((format!("GIT_CONFIG_VALUE_{number}").into(), value.into()));
+        }
+        let git = Self {
+            program: source.git.clone(),
+            url: source.url.clone(),
+            directory: place.join("repo.git"),
+            environment,
+            secret: token,
+            cancel,
+        };
+        git.make()?;
+        Ok(git)
+    }
+
+    /// Makes the repository where there is none.
+    fn make(&self) -> Result<(), GitError> {
+        if !self.directory.join("HEAD").exists() {
+            remove_tree(&self.directory)?;
+            let directory = self.directory.to_string_lossy();
+            // The directory named by --git-dir would have to exist.
+            self.run_in(&["init", "--quiet", "--bare", &directory], QUESTION)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the head of `branch` here; returns its commit. What a killed git left behind is cleared away once.
+    pub(super) fn fetch(&self, branch: &str) -> Result<Commit, GitError> {
+        let fetched = self.fetch_once(branch);
+        let fetched = match fetched {
+            Err(GitError::Said { said, .. }) if said.contains(".lock'") || !self.is_whole() => {
+                tracing::warn!(said, "the copy of the repository is broken; it is fetched anew");
+                remove_tree(&self.directory)?;
+                self.make()?;
+                self.fetch_once(branch)
+            }
+            fetched => fetched,
+        };
+        fetched?;
+        self.about(HEAD)
+    }
+
+    fn fetch_once(&self, branch: &str) -> Result<(), GitError> {
+        let refspec = format!("+refs/heads/{branch}:{HEAD}");
+        self.run(&["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--", &self.url, &refspec], FETCH)
+            .map(drop)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.run(&["fsck", "--connectivity-only", "--no-dangling", "--no-progress"], FETCH).is_ok()
+    }
+
+    /// Who made `commit`, and what for.
+    fn about(&self, commit: &str) -> Result<Commit, GitError> {
+        let line = self.run(&["show", "--no-patch", "--format=%H%x00%s%x00%an%x00%cI", commit], QUESTION)?;
+        let text = String::from_utf8_lossy(&line);
+        let mut parts = text.trim_end().split('\0').map(plain);
+        let mut part = || parts.next().unwrap_or_default();
+        Ok(Commit { id: part(), subject: part(), author: part(), at: part() })
+    }
+
+    /// Whether `newer` was made on top of `older`. A commit that is not there (the branch was rewritten, the copy is new) is nobody's ancestor.
+    pub(super) fn is_ancestor(&self, older: &str, newer: &str) -> bool {
+        self.run(&["merge-base", "--is-ancestor", older, newer], QUESTION).is_ok()
+    }
+
+    /// Fails unless a known key signed `commit`.
+    pub(super) fn verify(&self, commit: &str) -> Result<(), GitError> {
+        self.run(&["verify-commit", commit], QUESTION).map(drop)
+    }
+
+    /// The file at `path` in `commit`; `None` where there is none.
+    pub(super) fn file(&self, commit: &str, path: &str) -> Result<Option<Vec<u8>>, GitError> {
+        let object = format!("{commit}:{path}");
+        let Ok(size) = self.run(&["cat-file", "-s", &object], QUESTION) else { return Ok(None) };
+        let size = String::from_utf8_lossy(&size).trim().parse::<u64>().unwrap_or(u64::MAX);
+        if size > MAX_FILE {
+            let said = format!("{path} has {size} bytes, more than {MAX_FILE}");
+            return Err(GitError::Said { command: "cat-file".into(), said, remedy: ": split the tenants over several hosts" });
+        }
+        // A directory, or a link to a file elsewhere, is no blob of text.
+        self.run(&["cat-file", "blob", &object], QUESTION).map(Some)
+    }
+
+    fn run(&self, arguments: &[&str], patience: Duration) -> Result<Vec<u8>, GitError> {
+        let directory = format!("--git-dir={}", self.directory.display());
+        let all: Vec<&str> = [directory.as_str()].into_iter().chain(arguments.iter().copied()).collect();
+        self.run_in(&all, patience)
+    }
+
+    fn run_in(&self, arguments: &[&str], patience: Duration) -> Result<Vec<u8>, GitError> {
+        let command = || arguments.iter().find(|word| !word.starts_with('-')).copied().unwrap_or_default().to_owned();
+        let mut program = Command::new(&self.program);
+        program.args(arguments).env_clear().envs(self.environment.iter().map(|(key, value)| (key, value))).current_dir("/");
+        match child::run(&mut program, patience, &self.cancel) {
+            Ok(Ran { status, out, .. }) if status.success() => Ok(out),
+            Ok(Ran { said, .. }) => Err(self.said(command(), &said)),
+            Err(NotRun::Cancelled) => Err(GitError::BrokenOff),
+            Err(NotRun::TooLong) => Err(GitError::TooLong { command: command(), url: self.url.clone(), patience }),
+            Err(NotRun::Failed(error)) if error.kind() == io::ErrorKind::NotFound => Err(GitError::Missing(self.program.clone())),
+            Err(NotRun::Failed(error)) => Err(GitError::Said { command: command(), said: error.to_string(), remedy: "" }),
+        }
+    }
+
+    fn said(&self, command: String, said: &str) -> GitError {
+        let mut text = plain(said.trim());
+        if let Some(secret) = &self.secret {
+            text = text.replace(secret.as_str(), "[redacted]").replace(&basic(secret), "[redacted]");
+        }
+        GitError::Said { command, remedy: remedy(&text), said: text }
+    }
+}
+
+/// One line without control characters, of a length that a log bears.
+fn plain(text: &str) -> String {
+    const LONGEST: usize = 500;
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
+    line.trim().to_owned()
+}
+
+/// Settings of every command.
+fn settings(verify: Option<&Path>) -> Vec<(&'static str, String)> {
+    let mut settings: Vec<(&'static str, String)> = [
+        ("core.hooksPath", "/dev/null"),
+        // What comes from outside is whole.
+        ("transfer.fsckObjects", "true"),
+        // The token is for the host that tenants.toml names.
+        ("http.followRedirects", "false"),
+        // Nothing goes on beside the command.
+        ("gc.autoDetach", "false"),
+        ("maintenance.autoDetach", "false"),
+        // A repository in a directory may be another user's; only objects are read from it.
+        ("safe.directory", "*"),
+    ]
+    .map(|(key, value)| (key, value.to_owned()))
+    .into();
+    if let Some(signers) = verify.filter(|path| !path.is_dir()) {
+        settings.push(("gpg.ssh.allowedSignersFile", signers.to_string_lossy().into_owned()));
+    }
+    settings
+}
+
+/// The ssh that git runs, as its shell reads it.
+fn ssh(source: &GitOps, place: &Path) -> String {
+    let quoted = |path: &Path| shlex::try_quote(&path.to_string_lossy()).map(|text| text.into_owned()).unwrap_or_default();
+    let (hosts, checking) = match &source.known_hosts_file {
+        Some(file) => (quoted(file), "yes"),
+        None => (quoted(&place.join("known_hosts")), "accept-new"),
+    };
+    let key = source.ssh_key_file.as_deref().map_or(String::new(), |key| format!(" -o IdentitiesOnly=yes -i {}", quoted(key)));
+    format!("ssh -o BatchMode=yes -o ConnectTimeout=20 -o StrictHostKeyChecking={checking} -o UserKnownHostsFile={hosts}{key}")
+}
+
+/// A token as the forges take it: the password of a user of any name.
+fn basic(token: &str) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    STANDARD.encode(format!("x-access-token:{token}"))
+}
+
+/// What to do about what git says.
+fn remedy(said: &str) -> &'static str {
+    const KNOWN: [(&str, &str); 11] = [
+        ("couldn't find remote ref", ": is `branch` under [gitops] right, and is there a commit on it?"),
+        ("Permission denied (publickey", ": give the repository the public half of `ssh_key_file` as a deploy key"),
+        ("Host key verification failed", ": does the server have another key than `known_hosts_file` says?"),
+        ("Authentication failed", ": `token_file` under [gitops] needs a token that may read the repository"),
+        ("could not read Username", ": the repository is not public: name a `token_file` under [gitops]"),
+        ("No space left on device", ": the disk of the state directory is full"),
+        ("Could not resolve host", ": the network or its name server is out of reach; tried again"),
+        ("unable to access", ": is the server reachable?"),
+        ("does not appear to be a git repository", ": is `url` under [gitops] right?"),
+        ("not allowed", ": of protocols only https, ssh, git, http and files may be used"),
+        ("Could not read from remote repository", ": is `url` under [gitops] right, and the server reachable?"),
+    ];
+    KNOWN.iter().find(|(part, _)| said.contains(part)).map_or("", |(_, remedy)| remedy)
+}

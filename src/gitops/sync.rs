@@ -1,0 +1,131 @@
+//! One look at the repository, and what it leads to. On a thread of its own, since all of it blocks.
+//!
+//! It may be killed at any instruction: the repository is fetched anew where it is broken, the file is put in place by one rename, and the next look
+//! finds that it says what the commit says.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    book::{Job, Outcome, Report},
+    git::{Commit, Git, GitError},
+    place,
+};
+use crate::{
+    child::{Cancel, Running},
+    crash_point,
+    desired::{self, Desired, GitOps},
+    file::{self, FileError, failed},
+    store::{rfc3339, unix_now},
+};
+
+/// Begins `job` for the tenants.toml at `file`; `report` is called when it ends, unless it is broken off.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn start(job: Job, file: PathBuf, state_dir: PathBuf, report: impl FnOnce(Report) + Send + 'static) -> io::Result<Running> {
+    Running::start("gitops", move |cancel| {
+        let outcome = look(&job, &file, &state_dir, cancel).unwrap_or_else(|error| Outcome::Failed(error.to_string()));
+        if !cancel.is_cancelled() {
+            report(Report { number: job.number, outcome });
+        }
+    })
+}
+
+/// Puts the first tenants.toml in place at `file`, on a host that has none yet.
+///
+/// # Errors
+/// In words, with a remedy.
+pub fn first(source: &GitOps, file: &Path) -> Result<Commit, String> {
+    let place = file.with_extension("gitops");
+    let fetched = (|| {
+        let git = Git::new(source, &place, Cancel::default()).map_err(|error| error.to_string())?;
+        let head = git.fetch(&source.branch).map_err(|error| error.to_string())?;
+        let text = candidate(&git, &head, source)?;
+        let desired = desired::load_candidate(&text, file).map_err(|rejected| rejected.to_string())?;
+        if desired.gitops.is_none() {
+            return Err(no_gitops(source));
+        }
+        put(file, &text).map_err(|error| error.to_string())?;
+        Ok(head)
+    })();
+    // It is fetched again into the state directory, which was not known before.
+    let _ = file::remove_tree(&place);
+    fetched
+}
+
+fn look(job: &Job, file: &Path, state_dir: &Path, cancel: &Cancel) -> Result<Outcome, GitError> {
+    let place = place(state_dir);
+    let source = &job.source;
+    let git = Git::new(source, &place, cancel.clone())?;
+    let head = git.fetch(&source.branch)?;
+    crash_point::reached("gitops.fetched");
+    if let Some(applied) = job.applied.as_ref().filter(|applied| **applied != head.id && !job.accept_rewrite)
+        && !git.is_ancestor(applied, &head.id)
+    {
+        return Ok(Outcome::Rewritten(head));
+    }
+    let text = match candidate(&git, &head, source) {
+        Ok(text) => text,
+        Err(why) => return Ok(Outcome::Refused(head, why)),
+    };
+    let standing = fs::read_to_string(file).ok();
+    if standing.as_deref() == Some(text.as_str()) {
+        return Ok(Outcome::InPlace(head, desired::hash(&text)));
+    }
+    if let Err(why) = accept(job, &text, file) {
+        return Ok(Outcome::Refused(head, why));
+    }
+    // What stands there and came from no commit was written by a person: it is kept.
+    let edited = standing.filter(|standing| job.applied_hash.as_ref() != Some(&desired::hash(standing)));
+    let aside = edited.map(|edited| keep_aside(&place, &edited)).transpose()?;
+    put(file, &text)?;
+    crash_point::reached("gitops.put");
+    Ok(Outcome::Put { commit: head, hash: desired::hash(&text), aside })
+}
+
+/// The text of the desired state in `head`, if `head` may be applied; else why not.
+fn candidate(git: &Git, head: &Commit, source: &GitOps) -> Result<String, String> {
+    if let Some(keys) = &source.verify {
+        git.verify(&head.id).map_err(|error| format!("no key of {} signed it ({error}): sign it, or add its key there", keys.display()))?;
+    }
+    let bytes = git.file(&head.id, &source.path).map_err(|error| error.to_string())?;
+    let bytes = bytes.ok_or_else(|| format!("it has no file {}: is `path` under [gitops] right?", source.path))?;
+    String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", source.path))
+}
+
+/// Whether `text` can be put in force; else why not.
+fn accept(job: &Job, text: &str, file: &Path) -> Result<(), String> {
+    let new: Desired = desired::load_candidate(text, file).map_err(|rejected| rejected.summary())?;
+    if new.gitops.is_none() {
+        return Err(no_gitops(&job.source));
+    }
+    job.in_force.may_become(&new)
+}
+
+fn no_gitops(source: &GitOps) -> String {
+    format!(
+        "its {} has no [gitops], which would cut this host off from its repository: write [gitops] with url = {:?} into it",
+        source.path, source.url
+    )
+}
+
+/// Keeps a text that a person wrote, under the time of now.
+fn keep_aside(place: &Path, text: &str) -> Result<PathBuf, FileError> {
+    let directory = place.join("edited");
+    fs::create_dir_all(&directory).map_err(failed("making", &directory))?;
+    let path = directory.join(format!("{}.toml", rfc3339(unix_now()).replace(':', "")));
+    file::write_whole(&path, text.as_bytes()).map_err(failed("writing", &path))?;
+    Ok(path)
+}
+
+/// Puts `text` in place at `file` in one step, for whoever could read it before. A link stays one: what it names is replaced.
+fn put(file: &Path, text: &str) -> Result<(), GitError> {
+    let file = fs::read_link(file).map_or_else(|_| file.to_owned(), |target| file.parent().unwrap_or(Path::new("/")).join(target));
+    file::write_whole(&file, text.as_bytes()).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => GitError::NotWritable { file, error },
+        _ => failed("writing", &file)(error).into(),
+    })
+}
