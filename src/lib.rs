@@ -21,6 +21,7 @@ pub mod instance_key;
 pub mod observed;
 pub mod proxy;
 pub mod reconcile;
+pub mod removed;
 pub mod route;
 pub(crate) mod seccomp;
 pub mod secret;

@@ -13,6 +13,7 @@ mod import;
 mod launcher;
 mod plan;
 mod proxy;
+mod purge;
 mod restart;
 mod restore;
 mod restore_all;
@@ -22,6 +23,7 @@ mod snapshot;
 mod snapshots;
 mod status;
 mod table;
+mod tenants;
 mod token;
 mod upgrade;
 mod welcome;
@@ -83,6 +85,10 @@ enum Command {
     Gitops(gitops::Args),
     /// Hand the host over to a new sq-agent, without a failed request
     Upgrade(upgrade::Args),
+    /// List who left tenants.toml and whose data are still here
+    Tenants(tenants::Args),
+    /// Archive and delete the data of a tenant that left tenants.toml
+    Purge(purge::Args),
     /// Mint a token for a tenant
     Token(token::Args),
     /// Make a tenants.toml of an sq gateway's file
@@ -132,6 +138,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Restore(args) => restore::run(&args, &load(&find()?)?),
         Command::Gitops(args) => gitops::run(&args, &load(&find()?)?),
         Command::Upgrade(args) => upgrade::run(&args, &load(&find()?)?),
+        Command::Tenants(args) => tenants::run(&args, &load(&find()?)?),
+        Command::Purge(args) => purge::run(&args, &load(&find()?)?),
         Command::Token(args) => token::run(&args, &load(&find()?)?),
         Command::Import(args) => import::run(&args),
         Command::Schema(args) => schema::run(&args),

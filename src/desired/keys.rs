@@ -100,6 +100,7 @@ pub(crate) static AGENT: Section = section("agent", "[agent]", &[
     key("name", Kind::Name, Optional("derived from the path of `state_dir`"), "\"host-1\"", "names this host's shared pages"),
     key("ports", Kind::Ports, Default("\"10001-19999\""), "\"10001-19999\"", "ports for instances, one a tenant"),
     key("isolation", Kind::Isolation, Default("\"auto\""), "\"required\"", "auto: instances are separated as far as the host permits, see `sq-agent doctor`; required: no start without all of it; off"),
+    key("require_reviewed_hash", Kind::Flag, Default("false"), "true", "hold every removal, be it one, until `sq-agent confirm` has the hash that the plan of the pull request shows"),
     key("durability", Kind::Durability, Default("\"process\""), "\"power\"", "what an acknowledged write survives, where a tier says nothing else: see there"),
 ]);
 

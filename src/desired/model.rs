@@ -360,6 +360,9 @@ pub struct Desired {
     pub ports: PortRange,
     /// `[agent] isolation`.
     pub isolation: IsolationMode,
+    /// `[agent] require_reviewed_hash`: no removal goes through unless its hash was confirmed.
+    #[serde(default)]
+    pub require_reviewed_hash: bool,
     /// `[sq]`.
     pub sq: SqSource,
     /// `[proxy]`.

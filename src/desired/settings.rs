@@ -56,6 +56,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
     let desired = Desired {
         name: agent.text("name").unwrap_or_else(|| name_of(&state_dir)),
         isolation: agent.isolation("isolation").unwrap_or(IsolationMode::Auto),
+        require_reviewed_hash: agent.flag("require_reviewed_hash").unwrap_or(false),
         sq: build.sq(&table("sq", &keys::SQ)),
         alerts: build.alerts(&table("alerts", &keys::ALERTS)),
         snapshots: snapshots(&table("snapshots", &keys::SNAPSHOTS)),

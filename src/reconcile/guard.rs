@@ -22,9 +22,9 @@ pub struct Held {
 
 /// Decides on `removals` (sorted) out of `of` tenants that have a place; `left` remain in the file.
 ///
-/// `None` lets them through: there are at most max(5, 2 %), or an operator confirmed this very set.
-pub fn hold(removals: &[TenantId], of: usize, left: usize, confirmed: Option<&str>) -> Option<Held> {
-    let many = removals.len() > ALWAYS.max(of * PERCENT / 100);
+/// `None` lets them through: there are at most max(5, 2 %) and not `all` are to be reviewed, or an operator confirmed this very set.
+pub fn hold(removals: &[TenantId], of: usize, left: usize, all: bool, confirmed: Option<&str>) -> Option<Held> {
+    let many = all || removals.len() > ALWAYS.max(of * PERCENT / 100);
     let emptied = left == 0;
     if removals.is_empty() || !(many || emptied) {
         return None;
@@ -53,23 +53,30 @@ mod tests {
 
     #[test]
     fn five_or_two_percent_go_through_and_one_more_is_held() {
-        assert_eq!(hold(&ids(5), 10, 5, None), None);
-        assert!(hold(&ids(6), 10, 4, None).is_some());
-        assert_eq!(hold(&ids(20), 1_000, 980, None), None);
-        assert!(hold(&ids(21), 1_000, 979, None).is_some());
+        assert_eq!(hold(&ids(5), 10, 5, false, None), None);
+        assert!(hold(&ids(6), 10, 4, false, None).is_some());
+        assert_eq!(hold(&ids(20), 1_000, 980, false, None), None);
+        assert!(hold(&ids(21), 1_000, 979, false, None).is_some());
+    }
+
+    #[test]
+    fn where_every_removal_is_to_be_reviewed_one_is_held_too() {
+        let held = hold(&ids(1), 100, 99, true, None).unwrap();
+        assert_eq!(hold(&ids(1), 100, 99, true, Some(&held.hash)), None);
+        assert_eq!(hold(&[], 100, 100, true, None), None);
     }
 
     #[test]
     fn an_empty_file_is_held_even_for_one_tenant() {
-        assert!(hold(&ids(1), 1, 0, None).is_some());
-        assert_eq!(hold(&[], 0, 0, None), None);
+        assert!(hold(&ids(1), 1, 0, false, None).is_some());
+        assert_eq!(hold(&[], 0, 0, false, None), None);
     }
 
     #[test]
     fn a_hash_lets_through_its_own_set_and_no_other() {
-        let held = hold(&ids(60), 100, 40, None).unwrap();
-        assert_eq!(hold(&ids(60), 100, 40, Some(&held.hash)), None);
-        let other = hold(&ids(61), 100, 39, Some(&held.hash)).unwrap();
+        let held = hold(&ids(60), 100, 40, false, None).unwrap();
+        assert_eq!(hold(&ids(60), 100, 40, false, Some(&held.hash)), None);
+        let other = hold(&ids(61), 100, 39, false, Some(&held.hash)).unwrap();
         assert_ne!(other.hash, held.hash);
     }
 }

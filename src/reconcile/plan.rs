@@ -53,7 +53,8 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Moment) -> Vec<Action> 
         .map(|(id, _)| id.clone())
         .collect();
     let mut actions = Vec::new();
-    let held = guard::hold(&removals, observed.known.len(), desired.tenants.len(), observed.confirmed.as_deref());
+    let held =
+        guard::hold(&removals, observed.known.len(), desired.tenants.len(), desired.require_reviewed_hash, observed.confirmed.as_deref());
     let let_through = if held.is_some() { &[][..] } else { &removals[..] };
     actions.extend(held.map(Action::Hold));
     for id in let_through {

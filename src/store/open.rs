@@ -1,6 +1,7 @@
 //! Opening instances.db: layout, migrations, and what to do with a corrupt one.
 
 use std::{
+    collections::HashMap,
     fs::{self, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
@@ -11,6 +12,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{Store, StoreError, unix_now};
+use crate::desired::TenantId;
 
 /// The outcome of [`Store::open`].
 #[derive(Debug)]
@@ -98,6 +100,17 @@ impl Store {
             return Err(corrupt(&sound));
         }
         missing(&conn, &path).map(drop)
+    }
+
+    /// When each tenant that was removed was, seconds since 1970; also while another process has instances.db open.
+    pub fn removals(state_dir: &Path) -> Result<HashMap<TenantId, u64>, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(state_dir.join(FILE), flags)?;
+        conn.busy_timeout(Duration::from_secs(2))?;
+        let mut statement = conn.prepare("SELECT id, removed_at FROM tenants WHERE removed_at IS NOT NULL")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?;
+        let rows: Vec<(String, u64)> = rows.collect::<Result<_, _>>()?;
+        Ok(rows.into_iter().filter_map(|(id, at)| Some((TenantId::parse(&id).ok()?, at))).collect())
     }
 
     /// Keeps a copy of instances.db, for [`Self::go_back_to`] after a later program changed its layout. The caller holds the lock, and

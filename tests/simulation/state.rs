@@ -433,6 +433,7 @@ fn desired(tenants: impl Iterator<Item = Tenant>, number: u32, version: u32) -> 
         proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
         backup: None,
         gitops: None,
+        require_reviewed_hash: false,
         admin: None,
         alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },
         snapshots: Snapshots { hourly: 24, daily: 7, weekly: 4, max_size: 1 << 20 },

@@ -17,6 +17,7 @@ use crate::support::{
 };
 
 const READ: &str = "/api/v2/select?p=diary&c=1.1.1/1.1.1/1.1.1";
+const WRITE: &str = "/api/v2/update?p=diary&c=1.1.1/1.1.1/1.1.1";
 /// Longer than any test: the repository is looked at when that is asked for, and once at the start.
 const NEVER: &str = "24h";
 
@@ -350,4 +351,37 @@ fn a_pull_request_is_told_what_it_would_do() {
     }
     let nowhere = plan("origin/nowhere:tenants.toml");
     assert!(nowhere.code == 1 && nowhere.err.contains("git has no origin/nowhere:tenants.toml"), "{}", nowhere.err);
+}
+
+#[tokio::test]
+async fn a_removed_tenants_data_stay_come_back_with_it_and_only_a_purge_deletes_them() {
+    let mut host = Host::start(&["ada", "bob"]).await;
+    host.edit(|wanted| {
+        wanted.more = String::new();
+        wanted.remove("bob");
+    });
+    let text = host.wanted.text().replace("[agent]\n", "[agent]\nrequire_reviewed_hash = true\n");
+    assert_eq!(host.user("bob").post(WRITE, b"bob").await.status, 200);
+    host.write(&text);
+    let status = host.until("one removal is held", |status| status.held.is_some()).await;
+    assert_eq!(host.user("bob").get(READ).await.text(), "bob");
+    let refused = host.cli(&["purge", "bob", "--confirm", "bob"]);
+    assert!(refused.code == 1 && refused.err.contains("still has a place for bob"), "{}", refused.err);
+    host.cli(&["confirm", &status.held.unwrap().hash]);
+    host.until("bob is gone", |status| status.tenants.len() == 1).await;
+    let listed = host.cli(&["tenants", "removed", "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed.out).unwrap();
+    assert!(listed[0]["id"] == "bob" && listed[0]["removed_at"].is_string() && listed[0]["bytes"].as_u64() > Some(0), "{listed}");
+    host.edit(|wanted| _ = wanted.add("bob"));
+    host.settled().await;
+    assert_eq!(host.user("bob").get(READ).await.text(), "bob", "it came back");
+    assert!(host.cli(&["purge", "bob", "--confirm", "bob"]).err.contains("stands in tenants.toml"));
+    host.edit(|wanted| wanted.remove("bob"));
+    host.settled().await;
+    assert_eq!(host.cli(&["purge", "bob"]).code, 1, "nobody typed it");
+    assert_eq!(host.cli(&["purge", "bob", "--confirm", "bo"]).code, 1);
+    let purged = host.cli(&["purge", "bob", "--confirm", "bob"]);
+    assert_eq!(purged.code, 0, "{}", purged.err);
+    assert!(!host.state_dir().join("users/bob").exists());
+    assert_eq!(fs::read_dir(host.state_dir().join("purged")).unwrap().count(), 1);
 }
