@@ -12,6 +12,7 @@ mod network;
 mod real_sq;
 mod replace;
 mod sandbox;
+mod strict;
 #[path = "../support/mod.rs"]
 mod support;
 mod twins;
