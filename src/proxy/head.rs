@@ -174,9 +174,15 @@ pub(crate) fn check_framed(parts: &Parts) -> Result<(), BadHead> {
     if parts.headers.len() > MAX_FIELDS {
         return Err(BadHead::TooManyFields);
     }
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    if !path.starts_with('/') && !has_target_of_its_own(parts.method.as_str(), path) {
+        return Err(BadHead::BadTarget);
+    }
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     match (parts.uri.authority(), hosts.next()) {
         (None, None) => return Err(BadHead::NoHost),
+        // Not by `Uri`, which takes a user before the host, and more.
+        (Some(authority), _) if !is_host(authority.as_str().as_bytes()) => return Err(BadHead::BadHost),
         (None, Some(host)) if !is_host(host.as_bytes()) => return Err(BadHead::BadHost),
         // RFC 9113 section 8.3.1.
         (Some(authority), Some(host)) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
@@ -297,9 +303,12 @@ fn check_target(method: &str, target: &str) -> Result<(), BadHead> {
     }
     let uri = Uri::try_from(target).map_err(|_| BadHead::BadTarget)?;
     let is_path = target.starts_with('/') || uri.scheme().is_some();
-    // Those that have a form of their own are answered by the proxy whatever they name.
-    let of_its_own = (method == "OPTIONS" && target == "*") || method == "CONNECT";
-    if is_path || of_its_own { Ok(()) } else { Err(BadHead::BadTarget) }
+    if is_path || has_target_of_its_own(method, target) { Ok(()) } else { Err(BadHead::BadTarget) }
+}
+
+/// Those are answered by the proxy, whatever they name.
+fn has_target_of_its_own(method: &str, target: &str) -> bool {
+    (method == "OPTIONS" && target == "*") || method == "CONNECT"
 }
 
 #[cfg(test)]
