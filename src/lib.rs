@@ -13,6 +13,9 @@ pub mod doctor;
 pub mod file;
 pub(crate) mod framed;
 pub mod gitops;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod handover;
 pub mod import;

@@ -45,10 +45,11 @@ impl Held {
 
 impl AnswerBody {
     pub(crate) fn new(first: Bytes, rest: Option<Streamed>, mut track: Track) -> Self {
-        if rest.is_some() {
-            track.streams();
-        } else if first.is_empty() {
+        if rest.is_none() && first.is_empty() {
             track.finished();
+        } else {
+            // A short one too: a client of HTTP/2 may leave it no room and let it wait here.
+            track.streams();
         }
         Self { first: Some(first).filter(|first| !first.is_empty()), rest, track }
     }

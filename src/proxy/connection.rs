@@ -5,7 +5,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -16,6 +16,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
+
+use super::head::BadHead;
 
 /// A request's head must be whole so long after its first byte.
 const HEAD: Duration = Duration::from_secs(10);
@@ -31,7 +33,7 @@ const IDLE_RETIRING: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct State {
     start: Instant,
-    /// HTTP/2 has frames that belong to no request, so bytes do not mean that a head has begun.
+    /// HTTP/2 has frames that belong to no request, so bytes do not mean that a head has begun: `frames` says when one has.
     multiplexed: bool,
     requests: AtomicU32,
     /// Those whose answers are long enough to be passed on piece by piece. Each holds a place in its tenant's lane meanwhile.
@@ -47,6 +49,10 @@ pub(crate) struct State {
     all_cut: Arc<AtomicU64>,
     /// Since when it is idle, in a head, or blocked; or the last piece of an answer.
     since: AtomicU64,
+    /// Since when it is in a head, of HTTP/2: other requests may be under way.
+    head_since: AtomicU64,
+    /// Why nothing more on it is read as a request.
+    refused: OnceLock<BadHead>,
 }
 
 /// Why a connection must end.
@@ -79,6 +85,8 @@ impl State {
             cut: AtomicBool::new(false),
             all_cut,
             since: AtomicU64::new(0),
+            head_since: AtomicU64::new(0),
+            refused: OnceLock::new(),
         })
     }
 
@@ -97,6 +105,16 @@ impl State {
         self.asked.load(Ordering::Relaxed)
     }
 
+    /// The next request that the service sees, the last one, stands for one whose head is not to be read.
+    pub(crate) fn refuse(&self, why: BadHead) {
+        let _ = self.refused.set(why);
+    }
+
+    /// Why the last request was refused, if it was.
+    pub(crate) fn refused(&self) -> Option<BadHead> {
+        self.refused.get().copied()
+    }
+
     /// Another process serves on from now: nobody must notice, and the connection must come to an end.
     pub(crate) fn retire(&self) {
         self.retiring.store(true, Ordering::Relaxed);
@@ -113,7 +131,9 @@ impl State {
     /// A request's work begins.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.in_head.store(false, Ordering::Relaxed);
+        if !self.multiplexed {
+            self.in_head.store(false, Ordering::Relaxed);
+        }
         Busy { state: Arc::clone(self), streams: false }
     }
 
@@ -132,8 +152,23 @@ impl State {
         coming
     }
 
+    /// A block of fields of HTTP/2 has begun, or is whole.
+    pub(crate) fn head(&self, open: bool) {
+        if self.in_head.swap(open, Ordering::Relaxed) != open {
+            self.head_since.store(self.age(), Ordering::Relaxed);
+        }
+    }
+
+    fn age(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn touch(&self) {
-        self.since.store(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.since.store(self.age(), Ordering::Relaxed);
+    }
+
+    fn after(&self, milliseconds: &AtomicU64, limit: Duration) -> Instant {
+        self.start + Duration::from_millis(milliseconds.load(Ordering::Relaxed)) + limit
     }
 
     fn read(&self) {
@@ -150,19 +185,29 @@ impl State {
 
     /// When to look again, and what is due then.
     fn due(&self) -> (Instant, Overdue) {
+        let due = self.due_of_all();
+        if !self.multiplexed || !self.in_head.load(Ordering::Relaxed) {
+            return due;
+        }
+        // Nothing else of the connection goes on while one is open (RFC 9113 section 4.3).
+        let head = self.after(&self.head_since, HEAD);
+        if head < due.0 { (head, Overdue::Slow) } else { due }
+    }
+
+    fn due_of_all(&self) -> (Instant, Overdue) {
         let stalled = self.blocked.load(Ordering::Relaxed) || self.streaming.load(Ordering::Relaxed) > 0;
         let (limit, what) = if stalled {
             (STALLED, Overdue::Slow)
         } else if self.requests() > 0 {
             return (Instant::now() + IDLE, Overdue::Idle);
-        } else if self.in_head.load(Ordering::Relaxed) {
+        } else if !self.multiplexed && self.in_head.load(Ordering::Relaxed) {
             (HEAD, Overdue::Slow)
         } else if self.retiring.load(Ordering::Relaxed) {
             (IDLE_RETIRING, Overdue::Idle)
         } else {
             (IDLE, Overdue::Idle)
         };
-        (self.start + Duration::from_millis(self.since.load(Ordering::Relaxed)) + limit, what)
+        (self.after(&self.since, limit), what)
     }
 }
 
@@ -325,6 +370,25 @@ mod tests {
         let start = Instant::now();
         assert_eq!(clock.await, Overdue::Idle);
         assert!(start.elapsed() <= IDLE && start.elapsed() > IDLE - Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_of_http_2_must_be_whole_in_10_seconds_whatever_else_goes_on() {
+        let state = new(true);
+        let mut busy = state.begin();
+        busy.stream();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        state.head(true);
+        let start = Instant::now();
+        tokio::time::advance(Duration::from_secs(4)).await;
+        state.head(true);
+        busy.progress();
+        drop(state.begin());
+        assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Slow);
+        assert_eq!(start.elapsed(), HEAD);
+        state.head(false);
+        drop(busy);
+        assert_eq!(state.due().1, Overdue::Idle);
     }
 
     #[tokio::test(start_paused = true)]

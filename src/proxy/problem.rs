@@ -3,12 +3,14 @@
 use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
-use super::{auth::AuthError, headers, quota, request_id::RequestId};
+use super::{auth::AuthError, head::BadHead, headers, quota, request_id::RequestId};
 use crate::{guard::BadName, route::RouteState};
 
 /// Why a request is not answered by sq. Texts go to the caller: none holds a token, a key or another tenant's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Problem {
+    /// The head is not one that everybody reads alike.
+    BadHead(BadHead),
     /// No valid credential.
     Unauthorized(AuthError),
     /// The credential is good, its `sub` has no row.
@@ -86,9 +88,18 @@ impl Problem {
         self.text().slug
     }
 
+    /// Whether the rest of the request's body is not worth waiting for.
+    pub(crate) fn breaks_body(&self) -> bool {
+        matches!(self, Self::BodyTooSlow | Self::BodyCut)
+    }
+
     fn text(&self) -> Text {
         let text = |status, slug, title, detail: &str, retry_after| Text { status, slug, title, detail: detail.to_owned(), retry_after };
         match *self {
+            Self::BadHead(why) => {
+                let (status, slug, title) = why.names();
+                text(status, slug, title, &why.to_string(), None)
+            }
             Self::Unauthorized(why) => text(StatusCode::UNAUTHORIZED, "unauthorized", "No valid credential", &why.to_string(), None),
             Self::NoSuchTenant => {
                 let detail = "the token is valid, but its sub is not a tenant of this server";
@@ -251,6 +262,9 @@ mod tests {
 
     fn all() -> Vec<Problem> {
         vec![
+            Problem::BadHead(BadHead::Malformed),
+            Problem::BadHead(BadHead::UnknownCoding),
+            Problem::BadHead(BadHead::TooLong),
             Problem::Unauthorized(AuthError::Missing),
             Problem::NoSuchTenant,
             Problem::Suspended,

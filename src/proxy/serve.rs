@@ -25,6 +25,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     connection::{Clock, Overdue, State, Watched},
+    frames::Metered,
+    gate::Gate,
+    head::MAX_HEAD,
     service::{Shared, handle},
 };
 
@@ -37,11 +40,13 @@ const MAX_CONNECTIONS: u64 = 20_000;
 /// Descriptors that are not connections: logs, pages, listeners, the runtime's own.
 const OTHER_DESCRIPTORS: u64 = 100;
 
-/// Longest head of a request, bytes; sq takes 64 KiB.
-const MAX_HEAD: usize = 32 * 1024;
-
 /// Streams at once on a connection of HTTP/2 (RFC 9113 section 6.5.2 wants at least 100).
 const MAX_STREAMS: u32 = 100;
+
+/// Streams that a client may open and take back before they are looked at (CVE-2023-44487), and such as must be taken back here since it broke
+/// the rules (CVE-2025-8671), on one connection. A good client does neither; one on a bad line may cancel what it has asked for.
+const MAX_EARLY_RESETS: usize = 20;
+const MAX_ERRORS: usize = 128;
 
 /// Unread bytes of an upload, per stream and per connection of HTTP/2: enough for 100 Mbit/s over 80 ms.
 const WINDOW: u32 = 1 << 20;
@@ -178,7 +183,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, ph
     };
     let multiplexed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let state = State::new(multiplexed, Arc::clone(&shared.cut));
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&state)));
+    let io = Watched::new(stream, Arc::clone(&state));
     let for_service = Arc::clone(&state);
     let service = service_fn(move |request: Request<Incoming>| {
         for_service.ask();
@@ -191,13 +196,17 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, ph
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEAD as u32)
+            .max_pending_accept_reset_streams(MAX_EARLY_RESETS)
+            .max_local_error_reset_streams(MAX_ERRORS)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW);
+        let io = TokioIo::new(Metered::new(io, Arc::clone(&state)));
         drive(builder.serve_connection(io, service), http2::Connection::graceful_shutdown, peer, &state, phase).await;
     } else {
         let mut builder = http1::Builder::new();
         // Times are ours (see `connection`), since hyper counts idleness as a slow head.
         builder.header_read_timeout(None).max_header_size(MAX_HEAD).half_close(false);
+        let io = TokioIo::new(Gate::new(io, Arc::clone(&state)));
         drive(builder.serve_connection(io, service), http1::Connection::graceful_shutdown, peer, &state, phase).await;
     }
 }

@@ -25,6 +25,7 @@ use super::{
     forward::{Answer, Exchange, Failure, exchange},
     guarded::{Guarded, NoAnswer},
     guardian::Guardian,
+    head::{self, BadHead},
     headers::{self, UpstreamHead},
     in_flight::InFlight,
     lane::{Turn, Width},
@@ -63,12 +64,34 @@ pub(crate) struct Shared {
 }
 
 /// Answers one request, whatever happens.
-pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<State>, request: Request<Incoming>) -> Response<AnswerBody> {
-    let (parts, mut body) = request.into_parts();
+pub(crate) fn handle(
+    shared: Arc<Shared>,
+    peer: IpAddr,
+    connection: Arc<State>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<AnswerBody>> {
+    let (parts, body) = request.into_parts();
+    // Now, not when the future is polled: the head of the next request may have been refused by then.
+    let readable = readable(&parts, &connection);
+    answer(shared, peer, connection, parts, body, readable)
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    peer: IpAddr,
+    connection: Arc<State>,
+    parts: Parts,
+    mut body: Incoming,
+    readable: Result<(), BadHead>,
+) -> Response<AnswerBody> {
     let id = shared.ids.of(&parts.headers);
     let mut track = Track::new(entry(&parts, &id, peer), shared.log.clone(), connection.begin());
     let mut allowance = None;
-    let served = serve(&shared, &parts, &mut body, &id, peer, &mut track, &mut allowance).await;
+    let mut ends = false;
+    let served = match readable {
+        Ok(()) => serve(&shared, &parts, &mut body, &id, peer, &mut track, &mut allowance).await,
+        Err(why) => Err(Problem::BadHead(why)),
+    };
     let (mut response, rest) = match served {
         Ok(Reply::Local(response)) => (response.map(Bytes::from), None),
         Ok(Reply::Upstream { answer, held }) => from_sq(answer, held, &id),
@@ -76,6 +99,8 @@ pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<St
             if let Some(entry) = track.entry() {
                 entry.refused = Some(problem.slug());
             }
+            // What comes after a body that is none is nobody's.
+            ends |= problem.breaks_body() && !connection.is_multiplexed();
             let_finish(problem, &parts, body, &connection);
             (problem.response(&id).map(Bytes::from), None)
         }
@@ -83,7 +108,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<St
     if let Some((limits, admission)) = &allowance {
         quota::describe(response.headers_mut(), limits, admission);
     }
-    if connection.ends_with_answer() {
+    if ends || connection.ends_with_answer() {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(entry) = track.entry() {
@@ -92,10 +117,18 @@ pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<St
     response.map(|first| AnswerBody::new(first, rest, track))
 }
 
+/// Whether everybody reads the head alike. That of HTTP/1.1 was judged before it was parsed (see `gate`).
+fn readable(parts: &Parts, connection: &State) -> Result<(), BadHead> {
+    match connection.refused() {
+        Some(why) => Err(why),
+        None if connection.is_multiplexed() => head::check_framed(parts),
+        None => Ok(()),
+    }
+}
+
 /// Lets a refused client send its body to the end, beside the answer. Not one that asked first (`Expect`): reading would invite it to send.
 fn let_finish(problem: Problem, parts: &Parts, body: Incoming, connection: &Arc<State>) {
-    let hopeless = matches!(problem, Problem::BodyTooSlow | Problem::BodyCut);
-    if !hopeless && !body.is_end_stream() && !parts.headers.contains_key(http::header::EXPECT) {
+    if !problem.breaks_body() && !body.is_end_stream() && !parts.headers.contains_key(http::header::EXPECT) {
         let busy = connection.begin();
         tokio::spawn(async move {
             upload::discard(body).await;

@@ -6,12 +6,17 @@ mod busy;
 mod client;
 mod errors;
 mod fake;
+mod floods;
+mod frames;
 mod host;
 mod load;
 mod network;
 mod real_sq;
 mod replace;
 mod sandbox;
+mod slow;
+mod strict;
+mod strict_h2;
 #[path = "../support/mod.rs"]
 mod support;
 mod twins;
