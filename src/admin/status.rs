@@ -26,8 +26,22 @@ pub struct Status {
     /// How the backups off this host stand, where there are any.
     #[serde(default)]
     pub backup: Option<BackupStatus>,
+    /// The disk where the tenants' files lie.
+    #[serde(default)]
+    pub disk: Option<DiskStatus>,
     /// Every tenant that has a place on this host, by id.
     pub tenants: Vec<TenantStatus>,
+}
+
+/// The disk where the tenants' files lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its size, bytes.
+    pub total: u64,
+    /// What is free, bytes.
+    pub free: u64,
+    /// That is too little: only what makes less is written, for all.
+    pub writes_refused: bool,
 }
 
 /// How another sq reaches the tenants: one first, then 1 %, 10 %, all.
@@ -159,8 +173,14 @@ pub struct TenantStatus {
     pub started_at: Option<String>,
     /// Proportional set size of the instance at the last look, bytes.
     pub memory_bytes: Option<u64>,
+    /// What its phexts took at the last look, bytes.
+    #[serde(default)]
+    pub storage_bytes: Option<u64>,
     /// Requests that the proxy took for this tenant, since the host booted.
     pub requests: u64,
+    /// Those that it let in today (UTC).
+    #[serde(default)]
+    pub requests_today: u32,
     /// Why it is as it is, in a sentence.
     pub detail: String,
 }

@@ -127,12 +127,18 @@ pub struct Limits {
     pub rate: Option<Rate>,
     /// `burst`: requests admitted at once on top of the rate.
     pub burst: u32,
+    /// `requests_per_day`: admitted a UTC day; `None` is no limit.
+    #[serde(default)]
+    pub requests_per_day: Option<u32>,
     /// `concurrency`: reads in flight at once (mutations are always one at a time).
     pub concurrency: u16,
     /// `queue`: requests that may wait for their turn, per tenant.
     pub queue: u16,
     /// `body_max`: largest request body, bytes; at most sq's own 64 MiB.
     pub body_max: u64,
+    /// `storage_max`: what its phexts may take on the disk, bytes; `None` is no limit.
+    #[serde(default)]
+    pub storage_max: Option<u64>,
     /// `durability`: what an acknowledged write survives.
     #[serde(default = "process")]
     pub durability: Durability,
@@ -150,9 +156,11 @@ impl Limits {
         cpu_quota: None,
         rate: None,
         burst: 20,
+        requests_per_day: None,
         concurrency: 8,
         queue: 100,
         body_max: 2 << 20,
+        storage_max: None,
         durability: Durability::Process,
     };
 
@@ -356,6 +364,8 @@ pub struct Desired {
     pub ports: PortRange,
     /// `[agent] isolation`.
     pub isolation: IsolationMode,
+    /// `[agent] disk_reserve`, bytes; `None`: writes go on until the disk is full.
+    pub disk_reserve: Option<u64>,
     /// `[sq]`.
     pub sq: SqSource,
     /// `[proxy]`.

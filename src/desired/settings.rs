@@ -25,6 +25,9 @@ const DEFAULT_SQ: &str = "0.6.0";
 /// Loopback only: to face the network is a decision.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8443);
 
+/// Bytes of the disk that stay free.
+const DEFAULT_DISK_RESERVE: u64 = 256 << 20;
+
 /// How a repository begins that is no directory (restic, "Preparing a new repository").
 const BACKENDS: [&str; 8] = ["sftp", "rest", "s3", "swift", "b2", "azure", "gs", "rclone"];
 
@@ -55,6 +58,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
     let desired = Desired {
         name: agent.text("name").unwrap_or_else(|| name_of(&state_dir)),
         isolation: agent.isolation("isolation").unwrap_or(IsolationMode::Auto),
+        disk_reserve: agent.number_or_none("disk_reserve").unwrap_or(Some(DEFAULT_DISK_RESERVE)),
         sq: build.sq(&table("sq", &keys::SQ)),
         alerts: build.alerts(&table("alerts", &keys::ALERTS)),
         snapshots: snapshots(&table("snapshots", &keys::SNAPSHOTS)),

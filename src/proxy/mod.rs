@@ -33,6 +33,7 @@ pub mod process;
 mod quota;
 mod request_id;
 mod retirement;
+mod room;
 mod sandbox;
 mod seccomp;
 mod serve;

@@ -31,16 +31,17 @@ use super::{
     live::{Current, Live},
     park::{self, Avoid, Parking},
     problem::Problem,
-    quota,
+    quota::{self, Allowance},
     request_id::{RequestId, RequestIds},
+    room::{self, Growth},
     tenant::{Tenant, Tenants},
     track::Track,
     upload::{self, Share},
 };
 use crate::{
     desired::TenantId,
-    guard::{Durability, Target, wire::Write},
-    route::{Admission, Route, RouteLimits},
+    guard::{Call, Durability, Target, wire::Write},
+    route::Route,
 };
 
 /// What all requests share.
@@ -80,8 +81,8 @@ pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<St
             (problem.response(&id).map(Bytes::from), None)
         }
     };
-    if let Some((limits, admission)) = &allowance {
-        quota::describe(response.headers_mut(), limits, admission);
+    if let Some(allowance) = &allowance {
+        allowance.describe(response.headers_mut());
     }
     if connection.ends_with_answer() {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
@@ -146,7 +147,7 @@ async fn serve(
     id: &RequestId,
     peer: IpAddr,
     track: &mut Track,
-    allowance: &mut Option<(RouteLimits, Admission)>,
+    allowance: &mut Option<Allowance>,
 ) -> Result<Reply, Problem> {
     let kind = match classify(&parts.method, parts.uri.path()) {
         Verdict::Forward(kind) => kind,
@@ -156,28 +157,32 @@ async fn serve(
     };
     let live = shared.live.get();
     let (identity, route) = authorize(&live, parts, track)?;
-    let admission = admit(&live, &route)?;
-    *allowance = Some((route.limits, admission));
-    if let Admission::Refused { retry_after_ns, .. } = admission {
-        return Err(Problem::RateLimited { retry_after_ns });
+    if let Some(refusal) = allowance.insert(admit(&live, &route)?).refusal() {
+        return Err(refusal);
     }
+    let guarded = guarded(kind, &route, parts)?;
     let mut share = Share::of(&shared.body_memory);
     let body = upload::read(body, route.limits.body_max, &mut share).await?;
     if let Some(entry) = track.entry() {
         entry.bytes_in = body.iter().map(|piece| piece.len() as u64).sum();
     }
     let tenant = shared.tenants.at(route.slot).ok_or(Problem::TableBusy)?;
-    let target = target(kind, &route, parts)?;
-    let visit = Visit { shared, tenant, parts, id, peer, kind, who: &identity.id, target };
+    let visit = Visit { shared, tenant, parts, id, peer, kind, who: &identity.id, guarded };
     visit.dispatch(route, body, share, track).await
 }
 
-/// What a request writes, where the guard is to know of it.
-fn target(kind: Kind, route: &Route, parts: &Parts) -> Result<Option<Target>, Problem> {
-    if kind == Kind::Read || route.limits.durability == Durability::Off {
+/// What a request writes, where the guard is to know of it, and whether that may become larger. Refused is what may not be written at all.
+fn guarded(kind: Kind, route: &Route, parts: &Parts) -> Result<Option<(Target, Growth)>, Problem> {
+    if kind == Kind::Read {
         return Ok(None);
     }
-    Target::of(parts.uri.path(), parts.uri.query()).transpose().map_err(Problem::BadName)
+    let guarded = route.limits.durability != Durability::Off;
+    let growth = room::judge(route, Call::of(parts.uri.path()), guarded)?;
+    if !guarded {
+        return Ok(None);
+    }
+    let target = Target::of(parts.uri.path(), parts.uri.query()).transpose().map_err(Problem::BadName)?;
+    Ok(target.map(|target| (target, growth)))
 }
 
 /// Whose request it is, and that they may come in.
@@ -196,14 +201,12 @@ fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(Iden
     Ok((identity, route))
 }
 
-/// Counts the request and asks the rate limit.
-fn admit(live: &Live, route: &Route) -> Result<Admission, Problem> {
-    /// Seconds of a UTC day.
-    const DAY: u64 = 86_400;
+/// Counts the request and asks rate and quota.
+fn admit(live: &Live, route: &Route) -> Result<Allowance, Problem> {
     let slot = live.activity.slot(route.slot).ok_or(Problem::TableBusy)?;
     let now_ns = clock::monotonic_ns();
-    slot.note_request(now_ns, u32::try_from(clock::unix_seconds(SystemTime::now()) / DAY).unwrap_or(u32::MAX));
-    Ok(slot.admit(now_ns, route.limits.interval_ns, route.limits.burst))
+    slot.note_request(now_ns);
+    Ok(quota::ask(slot, &route.limits, now_ns, clock::unix_seconds(SystemTime::now())))
 }
 
 fn look(live: &Live, id: &TenantId) -> Result<Route, Problem> {
@@ -228,8 +231,8 @@ struct Visit<'a> {
     peer: IpAddr,
     kind: Kind,
     who: &'a TenantId,
-    /// What it writes, where that is to be guarded.
-    target: Option<Target>,
+    /// What it writes, where that is to be guarded, and whether that may become larger.
+    guarded: Option<(Target, Growth)>,
 }
 
 impl Visit<'_> {
@@ -313,7 +316,7 @@ impl Visit<'_> {
     /// Sends a request. A write is a task of its own: when its client goes away, the exchange still ends, and the lane is held until it has. A
     /// read may as well end with its client, which spares the task.
     async fn send(&self, live: &Live, route: &Route, request: Exchange, held: Held, share: Share) -> Result<Sent, Problem> {
-        let Some(guarded) = self.target.as_ref().map(|target| self.guarded(live, route, target, request.length())) else {
+        let Some(guarded) = self.guarded.as_ref().map(|write| self.guarded(live, route, write, request.length())) else {
             let sending = async move { (exchange(&request).await.map_err(NoAnswer::from), request, held, share) };
             return match self.kind {
                 Kind::Read => Ok(sending.await),
@@ -325,7 +328,7 @@ impl Visit<'_> {
         tokio::spawn(sending).await.map_err(|_| Problem::BadAnswer)
     }
 
-    fn guarded(&self, live: &Live, route: &Route, target: &Target, body: u64) -> Guarded {
+    fn guarded(&self, live: &Live, route: &Route, (target, growth): &(Target, Growth), body: u64) -> Guarded {
         let write = Write {
             id: self.who.clone(),
             phext: target.phext.clone(),
@@ -335,9 +338,10 @@ impl Visit<'_> {
             body,
             memory_max: Some(route.limits.memory_max).filter(|&limit| limit > 0),
             durability: route.limits.durability,
+            may_grow: *growth == Growth::Free,
         };
         let head = self.head_of(live, route, &http::Method::GET, &target.reload(), None, 0);
-        Guarded { write, reload: Exchange { port: route.port, head, body: Vec::new() } }
+        Guarded { write, growth: *growth, reload: Exchange { port: route.port, head, body: Vec::new() } }
     }
 
     /// A write broke off. Its client is answered once the text is as it was, which takes another start, or when that takes too long: it will be,

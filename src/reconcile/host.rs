@@ -26,6 +26,7 @@ use crate::{
         pulse::Pulse,
         scan::{self, Found},
         spawn::SpawnSpec,
+        storage::{self, DiskSpace},
         usage::Memory,
     },
     instance_key,
@@ -218,14 +219,18 @@ impl World for Host {
         crash_point::reached("adopt.watched");
     }
 
-    fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>) {
+    fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>, storage: Vec<TenantId>) {
         let user_dirs = desired.tenants.keys().map(|id| (id.clone(), self.user_dir(id))).collect();
-        let survey = lifecycle::survey(self.parts.state_dir.clone(), user_dirs, instances, self.reports.clone());
+        let survey = lifecycle::survey(self.parts.state_dir.clone(), user_dirs, instances, storage, self.reports.clone());
         let gate = self.tasks.gate();
         self.tasks.spawn(async move {
             // Cancelled only when nobody waits for the news any more.
             let _ = tokio::task::spawn_blocking(move || gate.pass(survey)).await;
         });
+    }
+
+    fn disk(&mut self) -> Option<DiskSpace> {
+        storage::space(&self.parts.state_dir).inspect_err(|error| tracing::warn!(%error, "the room on the disk cannot be told")).ok()
     }
 
     fn keep(&mut self, number: u64, id: &TenantId, reason: Reason, keep: &Snapshots) {
@@ -283,6 +288,10 @@ impl World for Host {
 
     fn requests(&self, slot: u32) -> u64 {
         self.parts.activity.slot(slot).map_or(0, |slot| slot.snapshot().requests)
+    }
+
+    fn requests_on(&self, slot: u32, day: u32) -> u32 {
+        self.parts.activity.slot(slot).map_or(0, |slot| slot.admitted_on(day))
     }
 
     fn isolation(&self) -> Option<Isolation> {

@@ -22,6 +22,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         name: "test".into(),
         ports: PortRange { first: 10_001, last: 19_999 },
         isolation: IsolationMode::Auto,
+        disk_reserve: None,
         sq: SqSource::Version("0.6.0".into()),
         proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
         backup: None,

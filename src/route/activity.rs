@@ -130,7 +130,7 @@ mod tests {
         let proxy = Activity::map(agent.share().unwrap()).unwrap();
         let last = SLOTS as u32 - 1;
         for slot in [0, 77, last] {
-            proxy.slot(slot).unwrap().note_request(5_000_000_000, 20_000);
+            proxy.slot(slot).unwrap().note_request(5_000_000_000);
             assert_eq!(agent.slot(slot).unwrap().snapshot().requests, 1);
             assert_eq!(agent.slots()[slot as usize].snapshot(), proxy.slot(slot).unwrap().snapshot());
         }

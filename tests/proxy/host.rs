@@ -18,7 +18,7 @@ use sq_agent::{
         settings::{Settings, TokenKey},
         supervisor::{ProxyEvent, Supervisor, SupervisorConfig, SupervisorHandle},
     },
-    route::{Activity, RouteLimits, RouteState, Row, TableWriter},
+    route::{Activity, RouteLimits, RouteState, Row, TableWriter, Writes},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -32,10 +32,12 @@ use super::{client::Client, support::DEADLINE};
 pub const LIMITS: RouteLimits = RouteLimits {
     interval_ns: 0,
     burst: 0,
+    requests_per_day: 0,
     concurrency: 8,
     queue: 64,
     body_max: 8 << 20,
     memory_max: 0,
+    storage_max: 0,
     durability: sq_agent::guard::Durability::Off,
 };
 
@@ -217,7 +219,7 @@ impl Drop for Host {
 
 /// A row of a tenant whose instance is (or is not) on `port`.
 pub fn row(id: &str, slot: u32, state: RouteState, port: u16, epoch: u64) -> Row {
-    Row { id: id.into(), port, state, epoch, slot, tokens_valid_after: 0, limits: LIMITS, api_keys: vec![] }
+    Row { id: id.into(), port, state, epoch, slot, tokens_valid_after: 0, limits: LIMITS, writes: Writes::All, api_keys: vec![] }
 }
 
 pub fn ready(id: &str, slot: u32, port: u16) -> Row {

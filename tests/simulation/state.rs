@@ -421,6 +421,7 @@ fn desired(tenants: impl Iterator<Item = Tenant>, number: u32, version: u32) -> 
         name: "simulated".into(),
         ports: PortRange { first: FIRST_PORT, last: FIRST_PORT + PORTS - 1 },
         isolation: IsolationMode::Auto,
+        disk_reserve: None,
         sq: program(number),
         proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
         backup: None,

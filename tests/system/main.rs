@@ -21,5 +21,6 @@ mod liveness;
 mod memory;
 mod rollout;
 mod snapshots;
+mod storage;
 mod upgrade;
 mod uploads;
