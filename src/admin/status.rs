@@ -145,6 +145,9 @@ pub struct ProxyStatus {
     pub listen: Vec<String>,
     /// What is wrong with it.
     pub detail: Option<String>,
+    /// Lines of the access log that could not be written: the disk was full, or too slow.
+    #[serde(default)]
+    pub lost_log_lines: u64,
 }
 
 /// One tenant.

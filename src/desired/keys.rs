@@ -75,8 +75,8 @@ const fn section(name: &'static str, header: &'static str, keys: &'static [Key])
 }
 
 /// Every table of the file, the file itself first.
-pub(crate) static SECTIONS: [&Section; 13] =
-    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &ADMIN, &ALERTS, &DISCORD];
+pub(crate) static SECTIONS: [&Section; 14] =
+    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &ACCESS_LOG, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &ADMIN, &ALERTS, &DISCORD];
 
 use Need::{Default, Optional, Required};
 
@@ -114,6 +114,7 @@ pub(crate) static PROXY: Section = section("proxy", "[proxy]", &[
     key("listen", Kind::List(&Kind::Address), Default("[\"127.0.0.1:8443\"]"), "[\"0.0.0.0:443\", \"[::]:443\"]", "addresses to listen on"),
     key("public_url", Kind::Url, Optional("the first listen address"), "\"https://sq.example.com\"", "what users type"),
     key("tls", Kind::Table(&TLS), Optional("a self-signed certificate for loopback, made once"), "", "certificate and key"),
+    key("access_log", Kind::Table(&ACCESS_LOG), Optional("the defaults below"), "", "when the access log is rotated"),
     key("jwt", Kind::Tables(&JWT), Optional("an HS256 secret, made once, kept in the state directory"), "", "keys that verify tokens"),
 ]);
 
@@ -121,6 +122,16 @@ pub(crate) static PROXY: Section = section("proxy", "[proxy]", &[
 pub(crate) static TLS: Section = section("tls", "[proxy.tls]", &[
     key("cert", Kind::Path, Required, "\"/etc/letsencrypt/live/sq.example.com/fullchain.pem\"", "certificate chain, PEM, leaf first"),
     key("key", Kind::Path, Required, "\"/etc/letsencrypt/live/sq.example.com/privkey.pem\"", "its private key, PEM, mode 0600"),
+]);
+
+/// More old logs than these are for a place of their own.
+const MAX_LOGS: u64 = 1_000;
+
+#[rustfmt::skip]
+pub(crate) static ACCESS_LOG: Section = section("access_log", "[proxy.access_log]", &[
+    key("max_size", Kind::Size { min: MIB, max: 1024 * GIB }, Default("\"64M\""), "\"64M\"", "the log is rotated when it is so large"),
+    key("max_age", Kind::Duration { min: HOUR, max: 365 * DAY }, Default("\"7d\""), "\"1d\"", "or its first line so old (h, d)"),
+    key("keep", Kind::Integer { min: 0, max: MAX_LOGS }, Default("8"), "14", "so many old ones stay, compressed by zstd"),
 ]);
 
 #[rustfmt::skip]

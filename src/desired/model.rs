@@ -260,6 +260,23 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// `[proxy.access_log]`: when it is rotated, and what is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessLog {
+    /// `max_size`, bytes.
+    pub max_size: u64,
+    /// `max_age`, seconds.
+    pub max_age: u64,
+    /// `keep`: files of before.
+    pub keep: u32,
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self { max_size: 64 << 20, max_age: 7 * 86_400, keep: 8 }
+    }
+}
+
 /// `[proxy]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxy {
@@ -271,6 +288,8 @@ pub struct Proxy {
     pub tls: Option<TlsFiles>,
     /// Empty: an HS256 secret, made once.
     pub jwt: Vec<JwtKey>,
+    /// `[proxy.access_log]`.
+    pub access_log: AccessLog,
 }
 
 /// `[backup]`.

@@ -9,7 +9,7 @@ use std::{
 use aws_lc_rs::digest;
 
 use super::{
-    Admin, Alerts, Algorithm, Backup, Desired, IsolationMode, JwtKey, PortRange, Proxy, Snapshots, SqSource, TlsFiles,
+    AccessLog, Admin, Alerts, Algorithm, Backup, Desired, IsolationMode, JwtKey, PortRange, Proxy, Snapshots, SqSource, TlsFiles,
     fields::Fields,
     files::{NamedFile, Use},
     keys,
@@ -128,7 +128,8 @@ impl Build<'_> {
             let (cert, key) = (self.file(tls, "cert", Use::Public), self.file(tls, "key", Use::Secret));
             Some(TlsFiles { cert: cert?, key: key? })
         });
-        Proxy { listen, public_url: fields.text("public_url"), tls, jwt: self.jwt(fields) }
+        let access_log = access_log(fields.table("access_log"));
+        Proxy { listen, public_url: fields.text("public_url"), tls, jwt: self.jwt(fields), access_log }
     }
 
     fn jwt(&mut self, proxy: &Fields) -> Vec<JwtKey> {
@@ -218,6 +219,16 @@ impl Build<'_> {
             }
             seen.push((address, span));
         }
+    }
+}
+
+fn access_log(fields: Option<&Fields>) -> AccessLog {
+    let number = |name| fields.and_then(|fields| fields.number(name));
+    let AccessLog { max_size, max_age, keep } = AccessLog::default();
+    AccessLog {
+        max_size: number("max_size").unwrap_or(max_size),
+        max_age: number("max_age").unwrap_or(max_age),
+        keep: number("keep").and_then(|count| u32::try_from(count).ok()).unwrap_or(keep),
     }
 }
 

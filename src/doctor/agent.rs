@@ -172,7 +172,7 @@ mod tests {
             memory_enforced: "kernel".into(),
             pending_restart: vec![],
         };
-        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None };
+        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None, lost_log_lines: 0 };
         Status { agent, proxy, held: None, rollout: None, backup: None, disk: None, tenants: vec![tenant("a", "ready", "answers")] }
     }
 

@@ -26,6 +26,7 @@ mod in_flight;
 mod lane;
 mod listen;
 mod live;
+mod log_shelf;
 mod network;
 mod park;
 mod problem;
@@ -45,6 +46,7 @@ pub mod supervisor;
 mod tenant;
 mod tls;
 mod token;
+mod trace;
 mod track;
 mod upload;
 

@@ -35,6 +35,7 @@ use super::{
     request_id::{RequestId, RequestIds},
     room::{self, Growth},
     tenant::{Tenant, Tenants},
+    trace::Trace,
     track::Track,
     upload::{self, Share},
 };
@@ -67,9 +68,11 @@ pub(crate) struct Shared {
 pub(crate) async fn handle(shared: Arc<Shared>, peer: IpAddr, connection: Arc<State>, request: Request<Incoming>) -> Response<AnswerBody> {
     let (parts, mut body) = request.into_parts();
     let id = shared.ids.of(&parts.headers);
-    let mut track = Track::new(entry(&parts, &id, peer), shared.log.clone(), connection.begin());
+    let trace = Trace::of(&parts.headers);
+    let mut track = Track::new(entry(&parts, &id, trace.as_ref(), peer), shared.log.clone(), connection.begin());
     let mut allowance = None;
-    let served = serve(&shared, &parts, &mut body, &id, peer, &mut track, &mut allowance).await;
+    let asks = Asks { parts: &parts, id: &id, trace: trace.as_ref(), peer };
+    let served = serve(&shared, asks, &mut body, &mut track, &mut allowance).await;
     let (mut response, rest) = match served {
         Ok(Reply::Local(response)) => (response.map(Bytes::from), None),
         Ok(Reply::Upstream { answer, held }) => from_sq(answer, held, &id),
@@ -120,10 +123,11 @@ fn from_sq(answer: Answer, held: Held, id: &RequestId) -> (Response<Bytes>, Opti
     (response, streamed)
 }
 
-fn entry(parts: &Parts, id: &RequestId, peer: IpAddr) -> Entry {
+fn entry(parts: &Parts, id: &RequestId, trace: Option<&Trace>, peer: IpAddr) -> Entry {
     Entry {
         at: SystemTime::now(),
         request_id: id.clone(),
+        trace: trace.map(Trace::id),
         peer,
         tenant: None,
         method: parts.method.clone(),
@@ -133,6 +137,7 @@ fn entry(parts: &Parts, id: &RequestId, peer: IpAddr) -> Entry {
         bytes_in: 0,
         bytes_out: 0,
         total: std::time::Duration::ZERO,
+        auth: std::time::Duration::ZERO,
         parked: std::time::Duration::ZERO,
         upstream: std::time::Duration::ZERO,
         refused: None,
@@ -140,15 +145,23 @@ fn entry(parts: &Parts, id: &RequestId, peer: IpAddr) -> Entry {
     }
 }
 
+/// A request, as all who work on it see it.
+#[derive(Clone, Copy)]
+struct Asks<'a> {
+    parts: &'a Parts,
+    id: &'a RequestId,
+    trace: Option<&'a Trace>,
+    peer: IpAddr,
+}
+
 async fn serve(
     shared: &Arc<Shared>,
-    parts: &Parts,
+    asks: Asks<'_>,
     body: &mut Incoming,
-    id: &RequestId,
-    peer: IpAddr,
     track: &mut Track,
     allowance: &mut Option<Allowance>,
 ) -> Result<Reply, Problem> {
+    let Asks { parts, id, .. } = asks;
     let kind = match classify(&parts.method, parts.uri.path()) {
         Verdict::Forward(kind) => kind,
         Verdict::Preflight => return Ok(Reply::Local(headers::preflight(id))),
@@ -156,7 +169,10 @@ async fn serve(
         Verdict::Favicon => return Err(Problem::NoFavicon),
     };
     let live = shared.live.get();
-    let (identity, route) = authorize(&live, parts, track)?;
+    let began = Instant::now();
+    let authorized = authorize(&live, parts, track);
+    track.authorized(began.elapsed());
+    let (identity, route) = authorized?;
     if let Some(refusal) = allowance.insert(admit(&live, &route)?).refusal() {
         return Err(refusal);
     }
@@ -167,7 +183,7 @@ async fn serve(
         entry.bytes_in = body.iter().map(|piece| piece.len() as u64).sum();
     }
     let tenant = shared.tenants.at(route.slot).ok_or(Problem::TableBusy)?;
-    let visit = Visit { shared, tenant, parts, id, peer, kind, who: &identity.id, guarded };
+    let visit = Visit { shared, tenant, asks, kind, who: &identity.id, guarded };
     visit.dispatch(route, body, share, track).await
 }
 
@@ -226,9 +242,7 @@ type Sent = (Result<Answer, NoAnswer>, Exchange, Held, Share);
 struct Visit<'a> {
     shared: &'a Arc<Shared>,
     tenant: &'a Arc<Tenant>,
-    parts: &'a Parts,
-    id: &'a RequestId,
-    peer: IpAddr,
+    asks: Asks<'a>,
     kind: Kind,
     who: &'a TenantId,
     /// What it writes, where that is to be guarded, and whether that may become larger.
@@ -334,7 +348,7 @@ impl Visit<'_> {
             phext: target.phext.clone(),
             call: target.call,
             epoch: route.epoch,
-            request_id: self.id.as_str().to_owned(),
+            request_id: self.asks.id.as_str().to_owned(),
             body,
             memory_max: Some(route.limits.memory_max).filter(|&limit| limit > 0),
             durability: route.limits.durability,
@@ -351,7 +365,7 @@ impl Visit<'_> {
         let look = || look(&self.shared.live.get(), self.who);
         let deadline = tokio::time::Instant::now() + park::MAX_WAIT;
         let started = self.shared.parking.wait(self.tenant, route.state, Some(Avoid::wrong(&route)), deadline, look).await;
-        tracing::warn!(tenant = %self.who, request_id = self.id.as_str(), put_back = started.is_ok(), "a write broke off and is not applied");
+        tracing::warn!(tenant = %self.who, request_id = self.asks.id.as_str(), put_back = started.is_ok(), "a write broke off and is not applied");
         Problem::NotApplied
     }
 
@@ -363,9 +377,9 @@ impl Visit<'_> {
     }
 
     fn head(&self, live: &Live, route: &Route, body: &[Bytes]) -> Vec<u8> {
-        let target = self.parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        let content_type = self.parts.headers.get(http::header::CONTENT_TYPE);
-        self.head_of(live, route, &self.parts.method, target, content_type, body.iter().map(Bytes::len).sum())
+        let target = self.asks.parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        let content_type = self.asks.parts.headers.get(http::header::CONTENT_TYPE);
+        self.head_of(live, route, &self.asks.parts.method, target, content_type, body.iter().map(Bytes::len).sum())
     }
 
     fn head_of(
@@ -387,8 +401,9 @@ impl Visit<'_> {
             content_length,
             instance_key: &key,
             tenant: self.who.as_str(),
-            peer: self.peer,
-            request_id: self.id,
+            peer: self.asks.peer,
+            request_id: self.asks.id,
+            trace: self.asks.trace,
         }
         .write(&mut head);
         head

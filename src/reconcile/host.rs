@@ -14,7 +14,7 @@ use super::{
 use crate::{
     backup::{self, Job, Report},
     crash_point,
-    desired::{self, Desired, Snapshots, SqSource, TenantId},
+    desired::{self, AccessLog, Desired, Snapshots, SqSource, TenantId},
     guard,
     instance::{
         Process, binary,
@@ -54,6 +54,8 @@ pub struct HostParts {
     pub instance_secret: Secret,
     /// Where the proxy's settings go.
     pub settings: watch::Sender<Arc<Settings>>,
+    /// Where goes what tenants.toml says of the access log.
+    pub access_log: watch::Sender<AccessLog>,
     /// Starts instances, and gives sockets in their network.
     pub launcher: Launcher,
     /// Told at each tick that the loop turns, for whoever watches over the agent.
@@ -138,6 +140,7 @@ impl World for Host {
     fn renew_settings(&mut self, desired: &Desired) -> Result<(), String> {
         let settings = credentials::settings(desired).map_err(|error| error.to_string())?;
         self.parts.settings.send_replace(Arc::new(settings));
+        self.parts.access_log.send_replace(desired.proxy.access_log.clone());
         Ok(())
     }
 
@@ -292,6 +295,10 @@ impl World for Host {
 
     fn requests_on(&self, slot: u32, day: u32) -> u32 {
         self.parts.activity.slot(slot).map_or(0, |slot| slot.admitted_on(day))
+    }
+
+    fn lost_log_lines(&self) -> u64 {
+        self.parts.activity.lost_lines()
     }
 
     fn isolation(&self) -> Option<Isolation> {

@@ -275,7 +275,7 @@ pub(super) fn survey(
                 tracing::warn!(log = %log.display(), %error, "a log cannot be rotated");
             }
         };
-        ["access.log", "proxy.log"].into_iter().for_each(|name| rotate(state_dir.join(name)));
+        rotate(state_dir.join("proxy.log"));
         let mut in_doubt = Vec::new();
         for (id, dir) in user_dirs {
             // Its guard reads what sq says between the begin and the end of a write. One that writes all the time is rotated some other time.

@@ -24,7 +24,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         isolation: IsolationMode::Auto,
         disk_reserve: None,
         sq: SqSource::Version("0.6.0".into()),
-        proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
+        proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![], access_log: Default::default() },
         backup: None,
         admin: None,
         alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     admin::{
         server::{Answer, Question, Reply},
-        status::{AgentStatus, DiskStatus, Status, TenantStatus},
+        status::{AgentStatus, DiskStatus, ProxyStatus, Status, TenantStatus},
     },
     desired::{TenantId, size_text},
     instance::storage::DiskSpace,
@@ -83,7 +83,7 @@ impl<W: World> Core<W> {
                 memory_enforced: if self.world.limits_memory() { "kernel" } else { "polled" }.to_owned(),
                 pending_restart: intake::pending_restart(&self.started_with, &self.desired),
             },
-            proxy: self.proxy.clone(),
+            proxy: ProxyStatus { lost_log_lines: self.world.lost_log_lines(), ..self.proxy.clone() },
             held: self.held.clone(),
             rollout: self.rollout_status(now),
             backup: self.backup_status(),

@@ -136,6 +136,8 @@ pub trait World {
     fn requests(&self, slot: u32) -> u64;
     /// Those of them that were let in on `day` (days since 1970, UTC).
     fn requests_on(&self, slot: u32, day: u32) -> u32;
+    /// Lines of the access log that the proxies could not write.
+    fn lost_log_lines(&self) -> u64;
     /// What keeps instances apart on this host; `None` where nothing does.
     fn isolation(&self) -> Option<Isolation>;
     /// Whether the kernel holds instances to their `memory_max`; else that is for the loop.

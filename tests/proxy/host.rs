@@ -11,7 +11,7 @@ use std::{
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use sq_agent::{
-    desired::{Algorithm, TenantId},
+    desired::{AccessLog, Algorithm, TenantId},
     instance_key,
     proxy::{
         JoinNetwork, credentials,
@@ -46,6 +46,7 @@ pub struct Host {
     pub address: SocketAddr,
     pub activity: Arc<Activity>,
     pub settings: watch::Sender<Arc<Settings>>,
+    pub access_log: watch::Sender<AccessLog>,
     pub events: Mutex<mpsc::Receiver<ProxyEvent>>,
     pub supervisor: Option<SupervisorHandle>,
     pub pid: u32,
@@ -80,6 +81,7 @@ impl Host {
             address: ([127, 0, 0, 1], 0).into(),
             activity,
             settings,
+            access_log: watch::Sender::new(AccessLog::default()),
             events: Mutex::new(events),
             supervisor: None,
             pid: 0,
@@ -121,6 +123,7 @@ impl Host {
             kept: Vec::new(),
             routes: self.routes().await,
             activity: self.activity.clone(),
+            access_log: self.access_log.subscribe(),
             settings: self.settings.subscribe(),
             events: sender,
             replace,

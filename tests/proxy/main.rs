@@ -8,6 +8,7 @@ mod errors;
 mod fake;
 mod host;
 mod load;
+mod logs;
 mod network;
 mod real_sq;
 mod replace;

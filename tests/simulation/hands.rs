@@ -345,6 +345,10 @@ impl World for SimWorld {
         0
     }
 
+    fn lost_log_lines(&self) -> u64 {
+        0
+    }
+
     fn disk(&mut self) -> Option<DiskSpace> {
         None
     }

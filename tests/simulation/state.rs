@@ -423,7 +423,7 @@ fn desired(tenants: impl Iterator<Item = Tenant>, number: u32, version: u32) -> 
         isolation: IsolationMode::Auto,
         disk_reserve: None,
         sq: program(number),
-        proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
+        proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![], access_log: Default::default() },
         backup: None,
         admin: None,
         alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },
