@@ -68,7 +68,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_line_is_lost_or_torn_while_the_log_is_rotated_and_the_proxy_replaced() {
-    let busy = Busy::start(Duration::from_secs(8)).await;
+    let busy = Busy::start(Duration::from_secs(15)).await;
     let mut host = Host::start(&[ready("alice", 0, busy.port)]).await;
     host.access_log.send_replace(AccessLog { max_size: 20_000, max_age: 86_400, keep: 100 });
     let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
@@ -96,6 +96,7 @@ async fn no_line_is_lost_or_torn_while_the_log_is_rotated_and_the_proxy_replaced
     let before = old(&host, false).len();
     until("it is rotated beside a proxy that retires", || old(&host, false).len() > before).await;
     assert!(busy.is_writing(), "that proxy has a line to write");
+    eventually("the new one writes to the new file", async || !host.log("access.log").is_empty()).await;
     assert_eq!(slow.await.unwrap(), StatusCode::OK);
     asked.lock().unwrap().push("slow".to_owned());
     until("an old one is compressed", || !old(&host, true).is_empty()).await;
