@@ -187,7 +187,12 @@ impl Problem {
             Self::HostFull => {
                 busy("host-full", "Too many requests wait", "too many requests wait for their instances on this host".into(), 5)
             }
-            Self::OutOfBodyMemory => busy("out-of-memory", "Too many uploads", "too many uploads are under way on this host".into(), 2),
+            Self::OutOfBodyMemory => busy(
+                "out-of-memory",
+                "Too many uploads",
+                "as many uploads are under way as this tenant, or this host, has memory for".into(),
+                2,
+            ),
             Self::TableBusy => busy("table-busy", "Routes are changing", "the route table kept changing while it was read".into(), 1),
             Self::NotApplied => {
                 let detail = "the tenant's instance died over this write, or did not answer it; nothing of it was applied, so it is safe to send it again";

@@ -177,12 +177,12 @@ async fn serve(
         return Err(refusal);
     }
     let guarded = guarded(kind, &route, parts)?;
-    let mut share = Share::of(&shared.body_memory);
+    let tenant = shared.tenants.at(route.slot).ok_or(Problem::TableBusy)?;
+    let mut share = Share::of(&shared.body_memory, tenant);
     let body = upload::read(body, route.limits.body_max, &mut share).await?;
     if let Some(entry) = track.entry() {
         entry.bytes_in = body.iter().map(|piece| piece.len() as u64).sum();
     }
-    let tenant = shared.tenants.at(route.slot).ok_or(Problem::TableBusy)?;
     let visit = Visit { shared, tenant, asks, kind, who: &identity.id, guarded };
     visit.dispatch(route, body, share, track).await
 }
