@@ -23,12 +23,15 @@ fn rows() -> Vec<Row> {
             limits: RouteLimits {
                 interval_ns: 600_000_000,
                 burst: 20 + n % 3,
+                requests_per_day: 0,
                 concurrency: 4,
                 queue: 100,
                 body_max: 1 << 24,
                 memory_max: 0,
+                storage_max: 0,
                 durability: sq_agent::guard::Durability::Process,
             },
+            writes: sq_agent::route::Writes::All,
             api_keys: if n % 10 == 0 { vec![key(n)] } else { Vec::new() },
         })
         .collect()

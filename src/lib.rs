@@ -12,10 +12,10 @@ pub mod desired;
 pub mod doctor;
 pub mod file;
 pub(crate) mod framed;
-pub mod gitops;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod gitops;
 pub mod guard;
 pub mod handover;
 pub mod import;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sq_agent::route::{Durability, Route, RouteLimits, RouteState, Row, TableReader, TableWriter};
+use sq_agent::route::{Durability, Route, RouteLimits, RouteState, Row, TableReader, TableWriter, Writes};
 
 /// Tenants; a fifth of them is away at any time.
 const TENANTS: u64 = 400;
@@ -41,12 +41,15 @@ fn row(tenant: u64, generation: u64) -> Row {
         limits: RouteLimits {
             interval_ns: mixed(era),
             burst: era as u32,
+            requests_per_day: !era as u32,
             concurrency: tier as u16,
             queue: !era as u16,
             body_max: mixed(era << 2 | tier),
-            memory_max: mixed(era << 2 | tier) >> 8,
+            memory_max: mixed(era << 2 | tier),
+            storage_max: mixed(era << 3 | tier),
             durability: [Durability::Process, Durability::Power, Durability::Off][tier as usize % 3],
         },
+        writes: [Writes::All, Writes::OverStorage { used: noise }, Writes::DiskLow][(noise >> 8) as usize % 3],
         api_keys: if tenant.is_multiple_of(4) { vec![key(tenant)] } else { Vec::new() },
     }
 }
@@ -119,8 +122,8 @@ fn check(tenant: u64, route: Option<Route>, before: u64, after: u64) {
         assert!(away, "tenant {tenant} was there all the time from {before} to {after}");
         return;
     };
-    let Row { port, state, epoch, slot, tokens_valid_after, limits, .. } = row(tenant, route.epoch);
-    assert_eq!(route, Route { port, state, epoch, slot, tokens_valid_after, limits }, "torn");
+    let Row { port, state, epoch, slot, tokens_valid_after, limits, writes, .. } = row(tenant, route.epoch);
+    assert_eq!(route, Route { port, state, epoch, slot, tokens_valid_after, limits, writes }, "torn");
     assert!(is_there(tenant, route.epoch), "tenant {tenant} was away in {}", route.epoch);
     assert!(before <= route.epoch && route.epoch <= after + 1, "a row of {} between {before} and {after}", route.epoch);
 }

@@ -30,8 +30,22 @@ pub struct Status {
     /// How the repository stands that tenants.toml comes from, where there is one.
     #[serde(default)]
     pub gitops: Option<GitOpsStatus>,
+    /// The disk where the tenants' files lie.
+    #[serde(default)]
+    pub disk: Option<DiskStatus>,
     /// Every tenant that has a place on this host, by id.
     pub tenants: Vec<TenantStatus>,
+}
+
+/// The disk where the tenants' files lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its size, bytes.
+    pub total: u64,
+    /// What is free, bytes.
+    pub free: u64,
+    /// That is too little: only what makes less is written, for all.
+    pub writes_refused: bool,
 }
 
 /// How another sq reaches the tenants: one first, then 1 %, 10 %, all.
@@ -181,6 +195,9 @@ pub struct ProxyStatus {
     pub listen: Vec<String>,
     /// What is wrong with it.
     pub detail: Option<String>,
+    /// Lines of the access log that could not be written: the disk was full, or too slow.
+    #[serde(default)]
+    pub lost_log_lines: u64,
 }
 
 /// One tenant.
@@ -209,8 +226,14 @@ pub struct TenantStatus {
     pub started_at: Option<String>,
     /// Proportional set size of the instance at the last look, bytes.
     pub memory_bytes: Option<u64>,
+    /// What its phexts took at the last look, bytes.
+    #[serde(default)]
+    pub storage_bytes: Option<u64>,
     /// Requests that the proxy took for this tenant, since the host booted.
     pub requests: u64,
+    /// Those that it let in today (UTC).
+    #[serde(default)]
+    pub requests_today: u32,
     /// Why it is as it is, in a sentence.
     pub detail: String,
 }

@@ -40,6 +40,7 @@ fn trouble(status: &Status) -> bool {
         || status.rollout.as_ref().is_some_and(|rollout| rollout.try_again.is_some())
         || status.backup.as_ref().is_some_and(|backup| backup.overdue || backup.last_error.is_some())
         || status.gitops.as_ref().is_some_and(|gitops| gitops.refused.is_some() || gitops.last_error.is_some())
+        || status.disk.is_some_and(|disk| disk.writes_refused)
         || status.proxy.pid.is_none()
         || !status.tenants.iter().all(settled)
 }
@@ -78,8 +79,20 @@ fn print(status: &Status) {
     }
     status.gitops.iter().flat_map(super::gitops::lines).for_each(|line| anstream::eprintln!("{line}"));
     status.backup.iter().for_each(print_backup);
-    let rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
-    table::print(&["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"], &rows);
+    if let Some(disk) = status.disk.filter(|disk| disk.writes_refused) {
+        let (free, total) = (table::bytes(disk.free), table::bytes(disk.total));
+        anstream::eprintln!("disk: {free} of {total} are free: only what makes less is written, for all; make room");
+    }
+    let mut heading = vec!["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"];
+    let mut rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
+    // Scripts that cut columns never see this one.
+    if table::is_wide() {
+        const AT: usize = 8;
+        heading.insert(AT, "STORAGE");
+        let storage = status.tenants.iter().map(|tenant| tenant.storage_bytes.map_or_else(|| "-".to_owned(), table::bytes));
+        rows.iter_mut().zip(storage).for_each(|(row, storage)| row.insert(AT, storage));
+    }
+    table::print(&heading, &rows);
 }
 
 fn print_backup(backup: &BackupStatus) {

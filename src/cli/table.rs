@@ -33,6 +33,12 @@ fn line(cells: &[String], widths: &[usize]) -> String {
     padded.join("  ").trim_end().to_owned()
 }
 
+/// Whether standard output is a terminal with room for what is not needed every day.
+pub(super) fn is_wide() -> bool {
+    const WIDE: u16 = 140;
+    rustix::termios::tcgetwinsize(std::io::stdout()).is_ok_and(|size| size.ws_col >= WIDE)
+}
+
 /// Bytes as a person reads them: `2.4M`.
 pub(super) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["K", "M", "G", "T"];

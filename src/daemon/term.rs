@@ -117,6 +117,7 @@ impl Term {
             tracing::error!(kept = %moved.display(), "instances.db was corrupt: it was moved aside and is rebuilt from what runs");
         }
         let (settings_sender, settings) = watch::channel(Arc::new(credentials::settings(&desired)?));
+        let (access_log_sender, access_log) = watch::channel(desired.proxy.access_log.clone());
         let pages = ["routes", "activity"].map(|kind| PathBuf::from(SHARED_MEMORY).join(format!("sq-agent-{}-{kind}", desired.name)));
         let table = TableWriter::open(&pages[0])?;
         let activity = Arc::new(Activity::open(&pages[1])?);
@@ -133,6 +134,7 @@ impl Term {
                 activity: activity.clone(),
                 instance_secret: credentials::instance_secret(&desired.state_dir)?,
                 settings: settings_sender,
+                access_log: access_log_sender,
                 launcher: launcher.clone(),
                 alive: systemd::alive,
             },
@@ -154,6 +156,7 @@ impl Term {
             routes,
             activity,
             settings,
+            access_log,
             events: proxy_events,
             replace: replace_proxy,
             network: join_network(&launcher)?,

@@ -54,7 +54,7 @@ impl Key {
             Kind::Table(section) | Kind::Tables(section) | Kind::Named(section) => {
                 format!("write its keys under a line `{}`", section.header)
             }
-            Kind::SizeOrNone { .. } | Kind::CpuOrNone | Kind::RateOrNone => {
+            Kind::SizeOrNone { .. } | Kind::IntegerOrNone { .. } | Kind::CpuOrNone | Kind::RateOrNone => {
                 format!("write `{} = {}`, or \"none\" for no limit", self.name, self.example)
             }
             _ => format!("write `{} = {}`", self.name, self.example),
@@ -75,8 +75,8 @@ const fn section(name: &'static str, header: &'static str, keys: &'static [Key])
 }
 
 /// Every table of the file, the file itself first.
-pub(crate) static SECTIONS: [&Section; 14] =
-    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &GITOPS, &ADMIN, &ALERTS, &DISCORD];
+pub(crate) static SECTIONS: [&Section; 15] =
+    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &ACCESS_LOG, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &GITOPS, &ADMIN, &ALERTS, &DISCORD];
 
 use Need::{Default, Optional, Required};
 
@@ -101,6 +101,7 @@ pub(crate) static AGENT: Section = section("agent", "[agent]", &[
     key("ports", Kind::Ports, Default("\"10001-19999\""), "\"10001-19999\"", "ports for instances, one a tenant"),
     key("isolation", Kind::Isolation, Default("\"auto\""), "\"required\"", "auto: instances are separated as far as the host permits, see `sq-agent doctor`; required: no start without all of it; off"),
     key("require_reviewed_hash", Kind::Flag, Default("false"), "true", "hold every removal, be it one, until `sq-agent confirm` has the hash that the plan of the pull request shows"),
+    key("disk_reserve", Kind::SizeOrNone { min: MIB, max: 1024 * GIB }, Default("\"256M\""), "\"1G\"", "with less of the disk free than this or 5 %, whichever is more, only what makes less is written, for all; \"none\" lets writes go on to the end"),
     key("durability", Kind::Durability, Default("\"process\""), "\"power\"", "what an acknowledged write survives, where a tier says nothing else: see there"),
 ]);
 
@@ -115,6 +116,7 @@ pub(crate) static PROXY: Section = section("proxy", "[proxy]", &[
     key("listen", Kind::List(&Kind::Address), Default("[\"127.0.0.1:8443\"]"), "[\"0.0.0.0:443\", \"[::]:443\"]", "addresses to listen on"),
     key("public_url", Kind::Url, Optional("the first listen address"), "\"https://sq.example.com\"", "what users type"),
     key("tls", Kind::Table(&TLS), Optional("a self-signed certificate for loopback, made once"), "", "certificate and key"),
+    key("access_log", Kind::Table(&ACCESS_LOG), Optional("the defaults below"), "", "when the access log is rotated"),
     key("jwt", Kind::Tables(&JWT), Optional("an HS256 secret, made once, kept in the state directory"), "", "keys that verify tokens"),
 ]);
 
@@ -122,6 +124,16 @@ pub(crate) static PROXY: Section = section("proxy", "[proxy]", &[
 pub(crate) static TLS: Section = section("tls", "[proxy.tls]", &[
     key("cert", Kind::Path, Required, "\"/etc/letsencrypt/live/sq.example.com/fullchain.pem\"", "certificate chain, PEM, leaf first"),
     key("key", Kind::Path, Required, "\"/etc/letsencrypt/live/sq.example.com/privkey.pem\"", "its private key, PEM, mode 0600"),
+]);
+
+/// More old logs than these are for a place of their own.
+const MAX_LOGS: u64 = 1_000;
+
+#[rustfmt::skip]
+pub(crate) static ACCESS_LOG: Section = section("access_log", "[proxy.access_log]", &[
+    key("max_size", Kind::Size { min: MIB, max: 1024 * GIB }, Default("\"64M\""), "\"64M\"", "the log is rotated when it is so large"),
+    key("max_age", Kind::Duration { min: HOUR, max: 365 * DAY }, Default("\"7d\""), "\"1d\"", "or its first line so old (h, d)"),
+    key("keep", Kind::Integer { min: 0, max: MAX_LOGS }, Default("8"), "14", "so many old ones stay, compressed by zstd"),
 ]);
 
 #[rustfmt::skip]
@@ -137,21 +149,25 @@ pub(crate) static JWT: Section = section("jwt", "[[proxy.jwt]]", &[
 const MIN_MEMORY: u64 = 4 * MIB;
 /// The highest `burst`: with the slowest rate (one a day) the bucket is 8.6e17 ns deep, well inside 63 bits.
 const MAX_BURST: u64 = 10_000;
+/// A quota that nobody meets is none.
+const MAX_REQUESTS_PER_DAY: u64 = 1_000_000_000;
 /// sq itself serves at most 512 connections.
 const MAX_CONCURRENCY: u64 = 512;
 /// sq refuses a body above 64 MiB.
 const MAX_BODY: u64 = 64 * MIB;
 
 #[rustfmt::skip]
-static LIMITS: [Key; 8] = [
+static LIMITS: [Key; 10] = [
     key("memory_max", Kind::SizeOrNone { min: MIN_MEMORY, max: 1024 * GIB }, Optional("no limit"), "\"20M\"", "memory of the instance"),
     key("cpu_quota", Kind::CpuOrNone, Optional("no limit"), "\"10%\"", "share of one core"),
     key("rate", Kind::RateOrNone, Optional("no limit"), "\"100/m\"", "requests a second, minute, hour or day (s, m, h, d)"),
     key("burst", Kind::Integer { min: 0, max: MAX_BURST }, Default("20"), "20", "requests admitted at once on top of the rate; 0 spaces them evenly"),
+    key("requests_per_day", Kind::IntegerOrNone { min: 1, max: MAX_REQUESTS_PER_DAY }, Optional("no limit"), "10000", "requests admitted a day (UTC)"),
     key("concurrency", Kind::Integer { min: 1, max: MAX_CONCURRENCY }, Default("8"), "8", "reads in flight at once, fewer where `memory_max` has not 8M for each (writes go one at a time)"),
     key("queue", Kind::Integer { min: 0, max: 10_000 }, Default("100"), "100", "requests that may wait for their turn"),
     // A request costs sq 3 to 5 times its body: with 2 MiB it fits into `free`'s 20 MiB beside the phext itself.
     key("body_max", Kind::Size { min: KIB, max: MAX_BODY }, Default("\"2M\""), "\"2M\"", "largest request body; one costs sq 3 to 5 times its size in memory"),
+    key("storage_max", Kind::SizeOrNone { min: MIB, max: 1024 * GIB }, Optional("no limit"), "\"1G\"", "what its phexts may take on the disk, each file in steps of 4K, without copies and snapshots; above it only what makes less is written"),
     key("durability", Kind::Durability, Optional("what `[agent]` says"), "\"power\"", "what an acknowledged write survives: process, the death of any process; power, also the end of the host's power, at the cost of waiting for the disk; off, nothing"),
 ];
 

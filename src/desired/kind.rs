@@ -53,6 +53,8 @@ pub(crate) enum Kind {
     RateOrNone,
     /// A whole number within these bounds.
     Integer { min: u64, max: u64 },
+    /// As [`Kind::Integer`], or `"none"`.
+    IntegerOrNone { min: u64, max: u64 },
     /// `true` or `false`.
     Flag,
     /// A TOML date and time with an offset.
@@ -162,7 +164,8 @@ fn read_named(section: &'static Section, tables: &toml::de::DeTable<'_>, found: 
 fn read_scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
     match kind {
         Kind::Flag => value.as_bool().map(Value::Flag).ok_or_else(|| wrong("true or false", value)),
-        Kind::Integer { min, max } => {
+        Kind::IntegerOrNone { .. } if value.as_str() == Some("none") => Ok(Value::Unlimited),
+        Kind::Integer { min, max } | Kind::IntegerOrNone { min, max } => {
             let integer = value.as_integer().ok_or_else(|| wrong("a whole number", value))?;
             let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|n| (min..=max).contains(n));
             number.map(Value::Number).ok_or_else(|| format!("must lie between {min} and {max}, this is {integer}"))

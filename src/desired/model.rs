@@ -128,12 +128,18 @@ pub struct Limits {
     pub rate: Option<Rate>,
     /// `burst`: requests admitted at once on top of the rate.
     pub burst: u32,
+    /// `requests_per_day`: admitted a UTC day; `None` is no limit.
+    #[serde(default)]
+    pub requests_per_day: Option<u32>,
     /// `concurrency`: reads in flight at once (mutations are always one at a time).
     pub concurrency: u16,
     /// `queue`: requests that may wait for their turn, per tenant.
     pub queue: u16,
     /// `body_max`: largest request body, bytes; at most sq's own 64 MiB.
     pub body_max: u64,
+    /// `storage_max`: what its phexts may take on the disk, bytes; `None` is no limit.
+    #[serde(default)]
+    pub storage_max: Option<u64>,
     /// `durability`: what an acknowledged write survives.
     #[serde(default = "process")]
     pub durability: Durability,
@@ -151,9 +157,11 @@ impl Limits {
         cpu_quota: None,
         rate: None,
         burst: 20,
+        requests_per_day: None,
         concurrency: 8,
         queue: 100,
         body_max: 2 << 20,
+        storage_max: None,
         durability: Durability::Process,
     };
 
@@ -256,6 +264,23 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// `[proxy.access_log]`: when it is rotated, and what is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessLog {
+    /// `max_size`, bytes.
+    pub max_size: u64,
+    /// `max_age`, seconds.
+    pub max_age: u64,
+    /// `keep`: files of before.
+    pub keep: u32,
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self { max_size: 64 << 20, max_age: 7 * 86_400, keep: 8 }
+    }
+}
+
 /// `[proxy]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxy {
@@ -267,6 +292,8 @@ pub struct Proxy {
     pub tls: Option<TlsFiles>,
     /// Empty: an HS256 secret, made once.
     pub jwt: Vec<JwtKey>,
+    /// `[proxy.access_log]`.
+    pub access_log: AccessLog,
 }
 
 /// `[backup]`.
@@ -363,6 +390,8 @@ pub struct Desired {
     /// `[agent] require_reviewed_hash`: no removal goes through unless its hash was confirmed.
     #[serde(default)]
     pub require_reviewed_hash: bool,
+    /// `[agent] disk_reserve`, bytes; `None`: writes go on until the disk is full.
+    pub disk_reserve: Option<u64>,
     /// `[sq]`.
     pub sq: SqSource,
     /// `[proxy]`.

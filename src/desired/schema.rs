@@ -72,6 +72,9 @@ fn of_kind(kind: Kind) -> Json {
         Kind::CpuOrNone => text("^(0*[1-9][0-9]*%|none)$"),
         Kind::RateOrNone => text("^(0*[1-9][0-9]*/[smhd]|none)$"),
         Kind::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Kind::IntegerOrNone { min, max } => {
+            json!({ "anyOf": [{ "type": "integer", "minimum": min, "maximum": max }, { "const": "none" }] })
+        }
         Kind::Flag => json!({ "type": "boolean" }),
         // JSON has no date; editors hand a TOML date over as a string of this format.
         Kind::Moment => json!({ "type": "string", "format": "date-time" }),
@@ -127,7 +130,7 @@ pub fn reference_markdown() -> String {
                 Kind::Size { min, max } | Kind::SizeOrNone { min, max } => {
                     format!("{}; {} to {}", key.doc, size_text(min), size_text(max))
                 }
-                Kind::Integer { min, max } => format!("{}; {min} to {max}", key.doc),
+                Kind::Integer { min, max } | Kind::IntegerOrNone { min, max } => format!("{}; {min} to {max}", key.doc),
                 Kind::Duration { min, max } => format!("{}; {} to {}", key.doc, duration_text(min), duration_text(max)),
                 _ => key.doc.to_owned(),
             };

@@ -9,7 +9,7 @@ use std::{
 use aws_lc_rs::digest;
 
 use super::{
-    Admin, Alerts, Algorithm, Backup, Desired, GitOps, IsolationMode, JwtKey, PortRange, Proxy, Snapshots, SqSource, TlsFiles,
+    AccessLog, Admin, Alerts, Algorithm, Backup, Desired, GitOps, IsolationMode, JwtKey, PortRange, Proxy, Snapshots, SqSource, TlsFiles,
     fields::Fields,
     files::{NamedFile, Use},
     keys,
@@ -24,6 +24,9 @@ const DEFAULT_PORTS: PortRange = PortRange { first: 10_001, last: 19_999 };
 const DEFAULT_SQ: &str = "0.6.0";
 /// Loopback only: to face the network is a decision.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8443);
+
+/// Bytes of the disk that stay free.
+const DEFAULT_DISK_RESERVE: u64 = 256 << 20;
 
 /// How a repository begins that is no directory (restic, "Preparing a new repository").
 const BACKENDS: [&str; 8] = ["sftp", "rest", "s3", "swift", "b2", "azure", "gs", "rclone"];
@@ -57,6 +60,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
         name: agent.text("name").unwrap_or_else(|| name_of(&state_dir)),
         isolation: agent.isolation("isolation").unwrap_or(IsolationMode::Auto),
         require_reviewed_hash: agent.flag("require_reviewed_hash").unwrap_or(false),
+        disk_reserve: agent.number_or_none("disk_reserve").unwrap_or(Some(DEFAULT_DISK_RESERVE)),
         sq: build.sq(&table("sq", &keys::SQ)),
         alerts: build.alerts(&table("alerts", &keys::ALERTS)),
         snapshots: snapshots(&table("snapshots", &keys::SNAPSHOTS)),
@@ -127,7 +131,8 @@ impl Build<'_> {
             let (cert, key) = (self.file(tls, "cert", Use::Public), self.file(tls, "key", Use::Secret));
             Some(TlsFiles { cert: cert?, key: key? })
         });
-        Proxy { listen, public_url: fields.text("public_url"), tls, jwt: self.jwt(fields) }
+        let access_log = access_log(fields.table("access_log"));
+        Proxy { listen, public_url: fields.text("public_url"), tls, jwt: self.jwt(fields), access_log }
     }
 
     fn jwt(&mut self, proxy: &Fields) -> Vec<JwtKey> {
@@ -238,6 +243,16 @@ impl Build<'_> {
             }
             seen.push((address, span));
         }
+    }
+}
+
+fn access_log(fields: Option<&Fields>) -> AccessLog {
+    let number = |name| fields.and_then(|fields| fields.number(name));
+    let AccessLog { max_size, max_age, keep } = AccessLog::default();
+    AccessLog {
+        max_size: number("max_size").unwrap_or(max_size),
+        max_age: number("max_age").unwrap_or(max_age),
+        keep: number("keep").and_then(|count| u32::try_from(count).ok()).unwrap_or(keep),
     }
 }
 

@@ -41,9 +41,13 @@ fn overlay(fields: &Fields, base: &Limits) -> Limits {
         cpu_quota: fields.number_or_none("cpu_quota").map_or(base.cpu_quota, |quota| quota.and_then(|q| u32::try_from(q).ok())),
         rate: fields.rate_or_none("rate").unwrap_or(base.rate),
         burst: fields.number("burst").and_then(|n| u32::try_from(n).ok()).unwrap_or(base.burst),
+        requests_per_day: fields
+            .number_or_none("requests_per_day")
+            .map_or(base.requests_per_day, |quota| quota.and_then(|count| u32::try_from(count).ok())),
         concurrency: small("concurrency", base.concurrency),
         queue: small("queue", base.queue),
         body_max: fields.number("body_max").unwrap_or(base.body_max),
+        storage_max: fields.number_or_none("storage_max").unwrap_or(base.storage_max),
         durability: fields.durability("durability").unwrap_or(base.durability),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::{
-    admin::status::{BackupStatus, GitOpsStatus, Status, TenantStatus},
+    admin::status::{BackupStatus, DiskStatus, GitOpsStatus, Status, TenantStatus},
     instance::isolation::{Isolation, Part},
 };
 
@@ -46,6 +46,7 @@ pub fn findings(status: &Status) -> Vec<Finding> {
     }
     findings.extend(status.backup.as_ref().map(backup));
     findings.extend(status.gitops.as_ref().map(gitops));
+    findings.extend(status.disk.as_ref().map(disk));
     findings.extend(tenants(&status.tenants));
     match agent.memory_enforced.as_str() {
         "kernel" => findings.push(Finding::ok("memory limits", "held by the kernel")),
@@ -90,6 +91,17 @@ fn gitops(status: &GitOpsStatus) -> Finding {
         (_, _, Some(why)) => Finding::problem("gitops", format!("{applied}; {why}"), "then see what `sq-agent gitops sync` says"),
         _ if status.suspended => Finding::notice("gitops", format!("{applied}, and is followed no more"), "`sq-agent gitops resume`"),
         _ => Finding::ok("gitops", applied),
+    }
+}
+
+/// Whether writes are taken.
+fn disk(disk: &DiskStatus) -> Finding {
+    let room = format!("{} MB of {} MB are free", disk.free >> 20, disk.total >> 20);
+    if disk.writes_refused {
+        let text = format!("{room}: only what makes less is written, for all");
+        Finding::problem("disk", text, "make room, or give `[agent] disk_reserve` a smaller value")
+    } else {
+        Finding::ok("disk", room)
     }
 }
 
@@ -154,7 +166,9 @@ mod tests {
             last_undone: None,
             started_at: None,
             memory_bytes: None,
+            storage_bytes: None,
             requests: 0,
+            requests_today: 0,
             detail: detail.into(),
         }
     }
@@ -172,13 +186,31 @@ mod tests {
             memory_enforced: "kernel".into(),
             pending_restart: vec![],
         };
-        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None };
-        Status { agent, proxy, held: None, rollout: None, backup: None, gitops: None, tenants: vec![tenant("a", "ready", "answers")] }
+        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None, lost_log_lines: 0 };
+        Status {
+            agent,
+            proxy,
+            held: None,
+            rollout: None,
+            backup: None,
+            gitops: None,
+            disk: None,
+            tenants: vec![tenant("a", "ready", "answers")],
+        }
     }
 
     #[test]
     fn a_host_that_is_well_has_no_finding_that_asks_for_something() {
         assert!(findings(&status()).iter().all(|finding| finding.severity == Severity::Ok && finding.remedy.is_empty()));
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_asks_for_room() {
+        let with = |writes_refused| Status { disk: Some(DiskStatus { total: 1 << 30, free: 1 << 20, writes_refused }), ..status() };
+        let of = |status: &Status| findings(status).into_iter().find(|finding| finding.subject == "disk").unwrap();
+        assert_eq!(of(&with(false)).severity, Severity::Ok);
+        assert_eq!(of(&with(true)).severity, Severity::Problem);
+        assert!(of(&with(true)).text.starts_with("1 MB of 1024 MB are free"), "{:?}", of(&with(true)));
     }
 
     #[test]

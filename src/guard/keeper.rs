@@ -80,6 +80,7 @@ struct Open {
     phext: String,
     call: Call,
     durability: Durability,
+    may_grow: bool,
     marker: Marker,
     /// When the file was modified before.
     modified: Option<(i64, i64)>,
@@ -156,6 +157,9 @@ impl Keeper {
         let copied = memory.take(&file);
         let mut guarded = Guarded::new(&directory, &file, copied, Some(&self.sync));
         let stands = guarded.version().map_err(files)?;
+        if !write.may_grow && stands.is_none_or(|found| write.body > found.size) {
+            return Err(Refusal::Grows);
+        }
         fits(&directory, stands, copied, write.call, write.body, write.memory_max)?;
         let mark = memory.log.filter(|(epoch, _)| *epoch == write.epoch).map(|(_, mark)| mark);
         let log = complaints::since(&directory, mark, &target.phext).map_err(io("reading sq.log"))?;
@@ -179,8 +183,8 @@ impl Keeper {
                 return Err(no_room(&error).unwrap_or_else(|| files(error)));
             }
         };
-        let (id, phext, call, durability) = (write.id, target.phext, write.call, write.durability);
-        let open = Open { lane, directory, id, phext, call, durability, marker, modified, log: log.mark };
+        let (id, phext, call, durability, may_grow) = (write.id, target.phext, write.call, write.durability, write.may_grow);
+        let open = Open { lane, directory, id, phext, call, durability, may_grow, marker, modified, log: log.mark };
         lock(&self.open).insert(ticket, open);
         Ok(log.complains)
     }
@@ -198,20 +202,26 @@ impl Keeper {
                 Ok(()) => (Verdict::Untouched, None),
                 Err(error) => (in_doubt(&open, &error), None),
             },
-            Ok(Judged::Failed(why)) => match open.guarded(&self.sync).put_back(&open.marker) {
-                Ok(()) => {
-                    let (tenant, request_id) = (&open.id, &open.marker.request_id);
-                    tracing::warn!(%tenant, epoch = open.marker.epoch, file = open.marker.file, request_id, why, "a write failed: the file is put back");
-                    // What sq said so far is known; what it says of reading the file again is to come.
-                    let log = complaints::since(&open.directory, open.log, &open.phext).ok().and_then(|log| log.mark);
-                    lock(&self.open).insert(ticket, Open { log, ..open });
-                    (Verdict::PutBack { why }, None)
-                }
-                Err(error) => (in_doubt(&open, &error), None),
-            },
+            Ok(Judged::Failed(why)) => {
+                let (tenant, request_id) = (&open.id, &open.marker.request_id);
+                tracing::warn!(%tenant, epoch = open.marker.epoch, file = open.marker.file, request_id, why, "a write failed: the file is put back");
+                (self.undo(ticket, open, Verdict::PutBack { why }), None)
+            }
+            Ok(Judged::Outgrown) => (self.undo(ticket, open, Verdict::Outgrown), None),
             Ok(Judged::Unknown) => (Verdict::InDoubt { why: None }, None),
             Err(error) => (in_doubt(&open, &error), None),
         }
+    }
+
+    /// Puts the file back. What sq has in its memory is for the proxy to mend.
+    fn undo(&self, ticket: u64, open: Open, undone: Verdict) -> Verdict {
+        if let Err(error) = open.guarded(&self.sync).put_back(&open.marker) {
+            return in_doubt(&open, &error);
+        }
+        // What sq said so far is known; what it says of reading the file again is to come.
+        let log = complaints::since(&open.directory, open.log, &open.phext).ok().and_then(|log| log.mark);
+        lock(&self.open).insert(ticket, Open { log, ..open });
+        undone
     }
 
     fn judge(&self, open: &Open, sent: Sent) -> Result<Judged, FileError> {
@@ -239,6 +249,9 @@ impl Keeper {
         // Its errors are told nowhere, but what it writes is what it answers.
         if open.call == Call::Export && guarded.version()?.is_none_or(|found| found.size != length) {
             return Ok(Judged::Failed("the export is not whole".into()));
+        }
+        if !open.may_grow && guarded.version()?.is_some_and(|found| found.size > open.marker.size) {
+            return Ok(Judged::Outgrown);
         }
         Ok(Judged::Whole)
     }
@@ -296,6 +309,8 @@ enum Judged {
     Whole,
     Untouched,
     Failed(String),
+    /// Written, and larger than it may be.
+    Outgrown,
     Unknown,
 }
 
@@ -336,7 +351,7 @@ fn memory_needed(call: Call, size: u64, body: u64) -> u64 {
     const SQ: u64 = 3 << 20;
     let phext = match call {
         Call::Insert => size.saturating_mul(3),
-        Call::Update | Call::Export => size.saturating_mul(9) / 4,
+        Call::Update | Call::Delete | Call::Export => size.saturating_mul(9) / 4,
     };
     SQ.saturating_add(phext).saturating_add(body.saturating_mul(6))
 }

@@ -128,7 +128,17 @@ mod tests {
         let write = |ticket, text: Option<&str>| {
             let id = crate::desired::TenantId::parse("a").unwrap();
             let (phext_name, request_id) = ("x.phext".to_owned(), "r".to_owned());
-            let write = Write { id, phext: phext_name, call: Call::Update, epoch: 1, request_id, body: 4, memory_max: None, durability };
+            let write = Write {
+                id,
+                phext: phext_name,
+                call: Call::Update,
+                epoch: 1,
+                request_id,
+                body: 4,
+                memory_max: None,
+                durability,
+                may_grow: true,
+            };
             let (begun, _) = keeper.answer(ToGuard::Begin { ticket, write });
             assert!(matches!(begun, ToProxy::Begun { .. }), "{begun:?}");
             text.into_iter().for_each(|text| fs::write(&phext, text).unwrap());

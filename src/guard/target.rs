@@ -28,8 +28,10 @@ pub struct Target {
 pub enum Call {
     /// Appends to a scroll: sq holds its text twice meanwhile.
     Insert,
-    /// Replaces or empties a scroll.
+    /// Replaces a scroll.
     Update,
+    /// Empties one.
+    Delete,
     /// Writes the phext as JSON beside it, and leaves the phext alone.
     Export,
 }
@@ -45,16 +47,25 @@ pub enum BadName {
     NotPlain,
 }
 
+impl Call {
+    /// What a request with this path makes sq write; `None` where that is no file.
+    pub fn of(path: &str) -> Option<Self> {
+        let call = path.strip_prefix("/api/v2/")?;
+        let is = |name| call.starts_with(name);
+        match () {
+            () if is("insert") => Some(Self::Insert),
+            () if is("update") => Some(Self::Update),
+            () if is("delete") => Some(Self::Delete),
+            () if is("json-export") => Some(Self::Export),
+            () => None,
+        }
+    }
+}
+
 impl Target {
     /// What a request with this path and query writes; `None` where it writes no phext.
     pub fn of(path: &str, query: Option<&str>) -> Option<Result<Self, BadName>> {
-        let call = path.strip_prefix("/api/v2/")?;
-        let call = match call {
-            _ if call.starts_with("insert") => Call::Insert,
-            _ if call.starts_with("update") || call.starts_with("delete") => Call::Update,
-            _ if call.starts_with("json-export") => Call::Export,
-            _ => return None,
-        };
+        let call = Call::of(path)?;
         let name = query.and_then(phext_name).unwrap_or_default();
         Some(check(name, call))
     }
@@ -62,7 +73,7 @@ impl Target {
     /// The file that is written, below the tenant's data.
     pub fn file(&self) -> Cow<'_, str> {
         match self.call {
-            Call::Insert | Call::Update => Cow::Borrowed(&self.phext),
+            Call::Insert | Call::Update | Call::Delete => Cow::Borrowed(&self.phext),
             Call::Export => Cow::Owned(format!("{}{EXPORT}", self.phext)),
         }
     }
@@ -131,7 +142,7 @@ mod tests {
         let call = |path| Target::of(path, Some("p=a")).map(|target| target.unwrap().call);
         assert_eq!(call("/api/v2/insert"), Some(Call::Insert));
         assert_eq!(call("/api/v2/updateXYZ"), Some(Call::Update));
-        assert_eq!(call("/api/v2/delete"), Some(Call::Update));
+        assert_eq!(call("/api/v2/delete"), Some(Call::Delete));
         assert_eq!(call("/api/v2/json-export"), Some(Call::Export));
         for path in ["/api/v2/select", "/api/v2/", "/", "//api/v2/insert", "/api/v1/insert"] {
             assert_eq!(call(path), None, "{path}");

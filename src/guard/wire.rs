@@ -15,7 +15,7 @@ pub(crate) enum ToGuard {
     Begin { ticket: u64, write: Write },
     /// How it went.
     End { ticket: u64, sent: Sent },
-    /// sq was told to read the file again after a [`Verdict::PutBack`], and did, or not.
+    /// sq was told to read the file again after it was put back, and did, or not.
     Reloaded { ticket: u64, done: bool },
 }
 
@@ -34,6 +34,8 @@ pub(crate) struct Write {
     /// The tenant's memory limit, bytes; `None` where there is none.
     pub(crate) memory_max: Option<u64>,
     pub(crate) durability: Durability,
+    /// The file may be larger behind it than before.
+    pub(crate) may_grow: bool,
 }
 
 /// What became of a write's request.
@@ -82,6 +84,8 @@ pub(crate) enum Refusal {
     NoRoom { needs: u64, free: u64 },
     /// sq would need more memory than its tenant has.
     NoMemory { needs: u64, limit: u64 },
+    /// The file would be larger than before, which it may not.
+    Grows,
     /// An earlier write broke off, and its file has not been put back yet.
     InDoubt,
     /// Somebody else kept the lane for too long: a snapshot, another proxy.
@@ -99,6 +103,8 @@ pub(crate) enum Verdict {
     Untouched,
     /// sq said that it was written, and it was not, or not whole: the file is as it was before, and sq has to read it again.
     PutBack { why: String },
+    /// It was written, and the file was larger than before, which it may not: the file is as it was before, and sq has to read it again.
+    Outgrown,
     /// Its marker stands: it is put back before the next start.
     InDoubt { why: Option<String> },
 }

@@ -1,4 +1,4 @@
-//! Instances: the sq binary, spawn, adopt, stop, health, ports, logs, memory.
+//! Instances: the sq binary, spawn, adopt, stop, health, ports, logs, memory, disk.
 //!
 //! Primitives only: each does one thing to one process. *When* to do it (start order, back-off, drain before a stop) is
 //! decided in [`crate::reconcile`].
@@ -25,6 +25,7 @@ mod sandbox;
 pub mod scan;
 pub mod spawn;
 pub mod stop;
+pub mod storage;
 pub mod usage;
 
 pub use process::{Exit, Process, boot_id};

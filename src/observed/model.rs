@@ -20,6 +20,9 @@ pub struct Observed {
     pub programs: BTreeSet<String>,
     /// Hash of the held removals that an operator let through.
     pub confirmed: Option<String>,
+    /// The disk has too little room for anybody to write more.
+    #[serde(default)]
+    pub disk_low: bool,
     /// When instances were restarted for failed probes, newest last, for the limit a minute.
     pub probe_restarts: VecDeque<Moment>,
 }
@@ -66,6 +69,9 @@ pub struct Known {
     pub limits_pending: bool,
     /// It used more memory than its limit at the last look, bytes, where the kernel does not hold it to that.
     pub over_memory: Option<u64>,
+    /// What its phexts took at the last look, bytes.
+    #[serde(default)]
+    pub storage: Option<u64>,
     /// When the next start may be tried, and how it came to that.
     pub back_off: BackOff,
     /// Some start of it has succeeded since the agent met it.
@@ -98,11 +104,17 @@ impl Known {
             undone: None,
             limits_pending: false,
             over_memory: None,
+            storage: None,
             back_off: BackOff::default(),
             started_before: false,
             restarts: 0,
             last_exit: None,
         }
+    }
+
+    /// What its phexts take and may take, bytes, where that is too much.
+    pub fn over_storage(&self) -> Option<(u64, u64)> {
+        self.storage.zip(self.spec.limits.storage_max).filter(|(used, limit)| used > limit)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{desired::TenantId, proxy::settings::Settings};
 /// Raised when either end would no longer understand the other's words. Two are for ever, so that a proxy of any version can be replaced:
 /// [`ToProxy::Shutdown`], and of [`Hello`] `pid`, `side`, `listeners`, `protocol` and `retiring`. More fields may join them; those of a version
 /// that lacks them count as 0, no, or unknown.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// Agent to proxy.
 #[derive(Debug, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub(crate) enum ToProxy {
     Join { user: bool },
     /// Its guard, which may touch the tenants' files: before the first settings, and again after [`ToAgent::GuardLost`]. Descriptor: the socket.
     Guard,
+    /// Write the access log there from now on, and answer [`ToAgent::AccessLog`]. Descriptor: the file, for append.
+    AccessLog,
     /// Serve by these from now on. Descriptors: `listeners` listeners, the route table, the activity page.
     Settings {
         settings: Box<Settings>,
@@ -64,6 +66,8 @@ pub(crate) enum ToAgent {
     Refused { serial: u64, why: String },
     /// A request waits for this tenant's instance.
     Nudge { id: TenantId, reason: NudgeReason },
+    /// The access log goes to the file that came last.
+    AccessLog,
     /// The guard is gone: writes are refused until there is another.
     GuardLost,
     /// It was told to end and does so now. Requests that did not finish in time: `cut`.

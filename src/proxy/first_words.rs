@@ -112,6 +112,8 @@ fn hear_one(stream: &UnixStream, hello: &Hello, in_user_namespace: &mut bool) ->
                 }
                 Err(why) => send_blocking(stream, &ToAgent::Refused { serial, why: why.to_string() })?,
             },
+            // It will be said again, and what is there is good until then.
+            ToProxy::AccessLog => _ = decoder.descriptors(1)?,
             ToProxy::Shutdown { .. } => std::process::exit(0),
         }
     }

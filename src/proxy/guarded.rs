@@ -4,6 +4,7 @@ use super::{
     forward::{Answer, Exchange, Failure, connect, exchange, exchange_on},
     guardian::{Gone, Guardian, Ticket},
     problem::Problem,
+    room::Growth,
 };
 use crate::guard::wire::{Refusal, Sent, ToProxy, Verdict, Write};
 
@@ -29,6 +30,8 @@ impl From<Failure> for NoAnswer {
 /// What goes with a write's request.
 pub(crate) struct Guarded {
     pub(crate) write: Write,
+    /// What is said where the file would be larger than before, and may not.
+    pub(crate) growth: Growth,
     /// Makes sq read the phext from disk again.
     pub(crate) reload: Exchange,
 }
@@ -60,16 +63,24 @@ impl Guarded {
         };
         match ticket.end(sent).await.map_err(unknown)? {
             Verdict::Kept | Verdict::Untouched => Ok(answer?),
-            Verdict::PutBack { .. } => Err(self.read_again(&ticket).await?),
+            Verdict::PutBack { .. } => Err(self.read_again(&ticket, Problem::NotStored).await?),
+            Verdict::Outgrown => Err(self.read_again(&ticket, self.outgrown()).await?),
             Verdict::InDoubt { .. } => Err(NoAnswer::Undone),
         }
     }
 
     /// After the file was put back, sq still has in its memory what it could not write, and would write it next time.
-    async fn read_again(&self, ticket: &Ticket) -> Result<NoAnswer, NoAnswer> {
+    async fn read_again(&self, ticket: &Ticket, said: Problem) -> Result<NoAnswer, NoAnswer> {
         let done = self.reload().await.is_ok();
         let undone = ticket.reloaded(done).await.map_err(unknown)?;
-        Ok(if undone { NoAnswer::Refused(Problem::NotStored) } else { NoAnswer::Undone })
+        Ok(if undone { NoAnswer::Refused(said) } else { NoAnswer::Undone })
+    }
+
+    fn outgrown(&self) -> Problem {
+        match self.growth {
+            Growth::Refused(problem) => problem,
+            Growth::Free => Problem::NotStored,
+        }
     }
 
     async fn reload(&self) -> Result<(), Failure> {
@@ -86,6 +97,7 @@ impl Guarded {
                 Problem::NoRoom
             }
             Refusal::NoMemory { needs, limit } => Problem::NoMemory { needs, limit },
+            Refusal::Grows => self.outgrown(),
             Refusal::Busy => Problem::QueueTimeout,
             Refusal::Files(why) => {
                 tracing::error!(tenant = %id, why, "a write is refused: the tenant's files are not as they should be");

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
-use super::request_id::RequestId;
+use super::{request_id::RequestId, trace::Trace};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -23,6 +23,7 @@ pub(crate) struct UpstreamHead<'a> {
     pub(crate) tenant: &'a str,
     pub(crate) peer: IpAddr,
     pub(crate) request_id: &'a RequestId,
+    pub(crate) trace: Option<&'a Trace>,
 }
 
 impl UpstreamHead<'_> {
@@ -42,6 +43,9 @@ impl UpstreamHead<'_> {
             self.peer,
             self.request_id.as_str()
         );
+        if let Some(trace) = self.trace {
+            trace.write(out);
+        }
         if let Some(value) = self.content_type.filter(|value| is_plain(value)) {
             out.extend_from_slice(b"Content-Type: ");
             out.extend_from_slice(value.as_bytes());
@@ -103,6 +107,9 @@ mod tests {
 
     fn head(method: &Method, content_length: usize, content_type: Option<&HeaderValue>) -> String {
         let mut out = Vec::new();
+        let mut sent = HeaderMap::new();
+        sent.insert("traceparent", HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        sent.insert("tracestate", HeaderValue::from_static("a=1"));
         UpstreamHead {
             method,
             target: "/api/v2/select?p=a%20b&s=<\u{e9}>",
@@ -113,6 +120,7 @@ mod tests {
             tenant: "user1@example.com",
             peer: IpAddr::from([192, 0, 2, 7]),
             request_id: &RequestId::of_client(b"r-1").unwrap(),
+            trace: Trace::of(&sent).as_ref(),
         }
         .write(&mut out);
         String::from_utf8(out).unwrap()
@@ -123,9 +131,19 @@ mod tests {
         assert_eq!(
             head(&Method::POST, 3, Some(&HeaderValue::from_static("text/plain"))),
             "POST /api/v2/select?p=a%20b&s=<\u{e9}> HTTP/1.1\r\nHost: 127.0.0.1:10001\r\nAuthorization: Bearer k3y\r\n\
-             X-User-ID: user1@example.com\r\nX-Real-IP: 192.0.2.7\r\nX-Request-ID: r-1\r\nContent-Type: text/plain\r\n\
+             X-User-ID: user1@example.com\r\nX-Real-IP: 192.0.2.7\r\nX-Request-ID: r-1\r\n\
+             traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\ntracestate: a=1\r\nContent-Type: text/plain\r\n\
              Content-Length: 3\r\nConnection: close\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn no_header_that_sq_looks_for_is_the_start_of_another_one_that_it_sees() {
+        let head = head(&Method::POST, 3, None).to_ascii_lowercase();
+        for known in ["authorization", "x-sq-api-key", "content-length"] {
+            let times = head.lines().filter(|line| line.starts_with(known)).count();
+            assert_eq!(times, usize::from(known != "x-sq-api-key"), "{known}");
+        }
     }
 
     #[test]

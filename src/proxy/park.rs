@@ -161,13 +161,15 @@ mod tests {
         let limits = RouteLimits {
             interval_ns: 0,
             burst: 0,
+            requests_per_day: 0,
             concurrency: 1,
             queue: 1,
             body_max: 1,
             memory_max: 0,
+            storage_max: 0,
             durability: crate::guard::Durability::Process,
         };
-        Route { port: 10_001, state, epoch, slot: 0, tokens_valid_after: 0, limits }
+        Route { port: 10_001, state, epoch, slot: 0, tokens_valid_after: 0, limits, writes: crate::route::Writes::All }
     }
 
     #[test]

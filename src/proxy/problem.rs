@@ -1,5 +1,7 @@
 //! Every refusal the proxy can give, and its answer: `application/problem+json` (RFC 9457). Pure.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
@@ -19,6 +21,12 @@ pub(crate) enum Problem {
     Suspended,
     /// GCRA said no.
     RateLimited { retry_after_ns: u64 },
+    /// The tenant's requests of the day are used. `at`: when the next day begins, seconds since 1970, which is in `resets_in` seconds.
+    QuotaUsed { quota: u32, at: u64, resets_in: u64 },
+    /// The tenant's phexts take more than its `storage_max`, bytes, and this may make more.
+    StorageQuota { used: u64, limit: u64 },
+    /// The disk is nearly full, and this may make more.
+    DiskLow,
     /// The body is larger than the tenant's `body_max`.
     BodyTooLarge { limit: u64 },
     /// The body came too slowly.
@@ -114,6 +122,21 @@ impl Problem {
                 let wait = quota::whole_seconds(retry_after_ns);
                 text(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests", detail, Some(wait))
             }
+            Self::QuotaUsed { quota, at, resets_in } => {
+                let next = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at));
+                let detail = format!("the tenant's {quota} requests of today are used; the next day begins at {next}");
+                text(StatusCode::TOO_MANY_REQUESTS, "quota-used", "Quota of the day is used", &detail, Some(resets_in))
+            }
+            Self::StorageQuota { used, limit } => {
+                let detail = format!(
+                    "the tenant's phexts take {used} bytes and may take {limit}; nothing was stored: reading, deleting and writing less over more go on, and the rest does soon after there is room"
+                );
+                text(StatusCode::INSUFFICIENT_STORAGE, "storage-quota", "Storage quota is used", &detail, None)
+            }
+            Self::DiskLow => {
+                let detail = "the host's disk is nearly full; nothing was stored: reading, deleting and writing less over more go on";
+                text(StatusCode::INSUFFICIENT_STORAGE, "disk-low", "The disk is nearly full", detail, None)
+            }
             Self::BodyTooLarge { limit } => {
                 let detail = format!("the request body is larger than the tenant's limit of {limit} bytes");
                 text(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", &detail, None)
@@ -175,7 +198,12 @@ impl Problem {
             Self::HostFull => {
                 busy("host-full", "Too many requests wait", "too many requests wait for their instances on this host".into(), 5)
             }
-            Self::OutOfBodyMemory => busy("out-of-memory", "Too many uploads", "too many uploads are under way on this host".into(), 2),
+            Self::OutOfBodyMemory => busy(
+                "out-of-memory",
+                "Too many uploads",
+                "as many uploads are under way as this tenant, or this host, has memory for".into(),
+                2,
+            ),
             Self::TableBusy => busy("table-busy", "Routes are changing", "the route table kept changing while it was read".into(), 1),
             Self::NotApplied => {
                 let detail = "the tenant's instance died over this write, or did not answer it; nothing of it was applied, so it is safe to send it again";
@@ -269,6 +297,9 @@ mod tests {
             Problem::NoSuchTenant,
             Problem::Suspended,
             Problem::RateLimited { retry_after_ns: 600_000_000 },
+            Problem::QuotaUsed { quota: 7, at: 1_795_651_200, resets_in: 30 },
+            Problem::StorageQuota { used: 3, limit: 2 },
+            Problem::DiskLow,
             Problem::BodyTooLarge { limit: 1 << 20 },
             Problem::BodyTooSlow,
             Problem::BodyCut,
@@ -311,6 +342,9 @@ mod tests {
         }
         let early = Problem::RateLimited { retry_after_ns: 600_000_000 }.response(&RequestId::of_client(b"r").unwrap());
         assert_eq!(early.headers()[header::RETRY_AFTER], "1");
+        let tomorrow = Problem::QuotaUsed { quota: 7, at: 1_795_651_200, resets_in: 30 }.response(&RequestId::of_client(b"r").unwrap());
+        assert_eq!(tomorrow.headers()[header::RETRY_AFTER], "30");
+        assert!(String::from_utf8_lossy(tomorrow.body()).contains("2026-11-26T00:00:00Z"), "{tomorrow:?}");
     }
 
     #[test]

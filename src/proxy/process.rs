@@ -13,7 +13,7 @@ use std::{
 use tokio::{runtime, sync::mpsc, time::Instant};
 
 use super::{
-    access_log::AccessLog,
+    access_log::{AccessLog, Stdout},
     build, clock,
     control::{Hello, PROTOCOL, ToAgent, ToProxy},
     conversation::Conversation,
@@ -34,6 +34,9 @@ use crate::telemetry;
 
 /// Nudges that may wait for the agent; more are dropped.
 const NUDGES: usize = 1_024;
+
+/// How often lost lines of the access log are counted.
+const COUNT: Duration = Duration::from_secs(1);
 
 /// In place of a grace that no clock can add.
 const FAR: Duration = Duration::from_secs(86_400 * 365);
@@ -85,7 +88,7 @@ pub fn run() -> Result<(), ProxyError> {
     hello.network = network::own_inode();
     let landlock = sandbox::enter(first.run_as, first.in_user_namespace)?;
     tracing::info!(pid = hello.pid, uid = rustix::process::geteuid().as_raw(), threads, descriptors, landlock, "the proxy serves");
-    let (log, log_thread) = AccessLog::start(io::stdout()).map_err(doing("start the access log"))?;
+    let (log, log_thread) = AccessLog::start(Stdout).map_err(doing("start the access log"))?;
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("proxy")
@@ -133,6 +136,7 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
     });
     let for_ticker = Arc::clone(&shared);
     let ticker = tokio::spawn(Arc::clone(&shared.parking).tick(move || for_ticker.live.get().routes.generation()));
+    let counting = tokio::spawn(count_lost_lines(Arc::clone(&shared)));
     let mut server = Server::new(shared, descriptors);
     server.listen(received.listeners).map_err(doing("listen"))?;
     let conversation = Conversation::go_on(control, stream, decoder, owner, nudged, guard_lost);
@@ -142,7 +146,19 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
     let cut = obey(&mut server, &mut conversation, &mut hello).await;
     conversation.say(&ToAgent::Ended { cut }).await;
     ticker.abort();
+    counting.abort();
     Ok(())
+}
+
+/// Says on the activity page how many lines of the access log were lost.
+async fn count_lost_lines(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(COUNT).await;
+        match shared.log.take_lost() {
+            0 => {}
+            lost => shared.live.get().activity.note_lost_lines(lost),
+        }
+    }
 }
 
 /// Does as the agents say, to the end. Returns how many requests did not finish in time.
@@ -174,6 +190,15 @@ async fn obey(server: &mut Server, conversation: &mut Conversation, hello: &mut 
                 Ok(Some(guard)) => match server.shared().guardian.replace(guard) {
                     Ok(()) => tracing::info!("another guard is there: writes go on"),
                     Err(error) => tracing::error!(%error, "the new guard cannot be talked to"),
+                },
+                Ok(None) => conversation.misunderstood(WireError::MissingDescriptors(1)),
+                Err(error) => conversation.misunderstood(error),
+            },
+            ToProxy::AccessLog => match conversation.descriptors().descriptors(1).map(|mut files| files.pop()) {
+                // At once for all threads: what is being written goes to the one file or to the other, whole.
+                Ok(Some(file)) => match rustix::stdio::dup2_stdout(&file) {
+                    Ok(()) => conversation.say(&ToAgent::AccessLog).await,
+                    Err(error) => tracing::error!(%error, "the access log goes on in its old file"),
                 },
                 Ok(None) => conversation.misunderstood(WireError::MissingDescriptors(1)),
                 Err(error) => conversation.misunderstood(error),

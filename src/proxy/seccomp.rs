@@ -9,6 +9,7 @@ use crate::seccomp::{AllowList, SeccompError, bits, equals};
 const ALWAYS: &[c_long] = &[
     // Descriptors.
     libc::SYS_dup,
+    libc::SYS_dup3,
     libc::SYS_ioctl,
     // Sockets that exist.
     libc::SYS_connect,
@@ -25,7 +26,7 @@ const ALWAYS: &[c_long] = &[
 
 /// Older forms that only some processors have.
 #[cfg(target_arch = "x86_64")]
-const OLDER: &[c_long] = &[libc::SYS_epoll_wait];
+const OLDER: &[c_long] = &[libc::SYS_dup2, libc::SYS_epoll_wait];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[c_long] = &[];
 

@@ -32,16 +32,18 @@ use super::{
     live::{Current, Live},
     park::{self, Avoid, Parking},
     problem::Problem,
-    quota,
+    quota::{self, Allowance},
     request_id::{RequestId, RequestIds},
+    room::{self, Growth},
     tenant::{Tenant, Tenants},
+    trace::Trace,
     track::Track,
     upload::{self, Share},
 };
 use crate::{
     desired::TenantId,
-    guard::{Durability, Target, wire::Write},
-    route::{Admission, Route, RouteLimits},
+    guard::{Call, Durability, Target, wire::Write},
+    route::Route,
 };
 
 /// What all requests share.
@@ -85,11 +87,15 @@ async fn answer(
     readable: Result<(), BadHead>,
 ) -> Response<AnswerBody> {
     let id = shared.ids.of(&parts.headers);
-    let mut track = Track::new(entry(&parts, &id, peer), shared.log.clone(), connection.begin());
+    let trace = Trace::of(&parts.headers);
+    let mut track = Track::new(entry(&parts, &id, trace.as_ref(), peer), shared.log.clone(), connection.begin());
     let mut allowance = None;
     let mut ends = false;
     let served = match readable {
-        Ok(()) => serve(&shared, &parts, &mut body, &id, peer, &mut track, &mut allowance).await,
+        Ok(()) => {
+            let asks = Asks { parts: &parts, id: &id, trace: trace.as_ref(), peer };
+            serve(&shared, asks, &mut body, &mut track, &mut allowance).await
+        }
         Err(why) => Err(Problem::BadHead(why)),
     };
     let (mut response, rest) = match served {
@@ -105,8 +111,8 @@ async fn answer(
             (problem.response(&id).map(Bytes::from), None)
         }
     };
-    if let Some((limits, admission)) = &allowance {
-        quota::describe(response.headers_mut(), limits, admission);
+    if let Some(allowance) = &allowance {
+        allowance.describe(response.headers_mut());
     }
     if ends || connection.ends_with_answer() {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
@@ -152,10 +158,11 @@ fn from_sq(answer: Answer, held: Held, id: &RequestId) -> (Response<Bytes>, Opti
     (response, streamed)
 }
 
-fn entry(parts: &Parts, id: &RequestId, peer: IpAddr) -> Entry {
+fn entry(parts: &Parts, id: &RequestId, trace: Option<&Trace>, peer: IpAddr) -> Entry {
     Entry {
         at: SystemTime::now(),
         request_id: id.clone(),
+        trace: trace.map(Trace::id),
         peer,
         tenant: None,
         method: parts.method.clone(),
@@ -165,6 +172,7 @@ fn entry(parts: &Parts, id: &RequestId, peer: IpAddr) -> Entry {
         bytes_in: 0,
         bytes_out: 0,
         total: std::time::Duration::ZERO,
+        auth: std::time::Duration::ZERO,
         parked: std::time::Duration::ZERO,
         upstream: std::time::Duration::ZERO,
         refused: None,
@@ -172,15 +180,23 @@ fn entry(parts: &Parts, id: &RequestId, peer: IpAddr) -> Entry {
     }
 }
 
+/// A request, as all who work on it see it.
+#[derive(Clone, Copy)]
+struct Asks<'a> {
+    parts: &'a Parts,
+    id: &'a RequestId,
+    trace: Option<&'a Trace>,
+    peer: IpAddr,
+}
+
 async fn serve(
     shared: &Arc<Shared>,
-    parts: &Parts,
+    asks: Asks<'_>,
     body: &mut Incoming,
-    id: &RequestId,
-    peer: IpAddr,
     track: &mut Track,
-    allowance: &mut Option<(RouteLimits, Admission)>,
+    allowance: &mut Option<Allowance>,
 ) -> Result<Reply, Problem> {
+    let Asks { parts, id, .. } = asks;
     let kind = match classify(&parts.method, parts.uri.path()) {
         Verdict::Forward(kind) => kind,
         Verdict::Preflight => return Ok(Reply::Local(headers::preflight(id))),
@@ -188,29 +204,36 @@ async fn serve(
         Verdict::Favicon => return Err(Problem::NoFavicon),
     };
     let live = shared.live.get();
-    let (identity, route) = authorize(&live, parts, track)?;
-    let admission = admit(&live, &route)?;
-    *allowance = Some((route.limits, admission));
-    if let Admission::Refused { retry_after_ns, .. } = admission {
-        return Err(Problem::RateLimited { retry_after_ns });
+    let began = Instant::now();
+    let authorized = authorize(&live, parts, track);
+    track.authorized(began.elapsed());
+    let (identity, route) = authorized?;
+    if let Some(refusal) = allowance.insert(admit(&live, &route)?).refusal() {
+        return Err(refusal);
     }
-    let mut share = Share::of(&shared.body_memory);
+    let guarded = guarded(kind, &route, parts)?;
+    let tenant = shared.tenants.at(route.slot).ok_or(Problem::TableBusy)?;
+    let mut share = Share::of(&shared.body_memory, tenant);
     let body = upload::read(body, route.limits.body_max, &mut share).await?;
     if let Some(entry) = track.entry() {
         entry.bytes_in = body.iter().map(|piece| piece.len() as u64).sum();
     }
-    let tenant = shared.tenants.at(route.slot).ok_or(Problem::TableBusy)?;
-    let target = target(kind, &route, parts)?;
-    let visit = Visit { shared, tenant, parts, id, peer, kind, who: &identity.id, target };
+    let visit = Visit { shared, tenant, asks, kind, who: &identity.id, guarded };
     visit.dispatch(route, body, share, track).await
 }
 
-/// What a request writes, where the guard is to know of it.
-fn target(kind: Kind, route: &Route, parts: &Parts) -> Result<Option<Target>, Problem> {
-    if kind == Kind::Read || route.limits.durability == Durability::Off {
+/// What a request writes, where the guard is to know of it, and whether that may become larger. Refused is what may not be written at all.
+fn guarded(kind: Kind, route: &Route, parts: &Parts) -> Result<Option<(Target, Growth)>, Problem> {
+    if kind == Kind::Read {
         return Ok(None);
     }
-    Target::of(parts.uri.path(), parts.uri.query()).transpose().map_err(Problem::BadName)
+    let guarded = route.limits.durability != Durability::Off;
+    let growth = room::judge(route, Call::of(parts.uri.path()), guarded)?;
+    if !guarded {
+        return Ok(None);
+    }
+    let target = Target::of(parts.uri.path(), parts.uri.query()).transpose().map_err(Problem::BadName)?;
+    Ok(target.map(|target| (target, growth)))
 }
 
 /// Whose request it is, and that they may come in.
@@ -229,14 +252,12 @@ fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(Iden
     Ok((identity, route))
 }
 
-/// Counts the request and asks the rate limit.
-fn admit(live: &Live, route: &Route) -> Result<Admission, Problem> {
-    /// Seconds of a UTC day.
-    const DAY: u64 = 86_400;
+/// Counts the request and asks rate and quota.
+fn admit(live: &Live, route: &Route) -> Result<Allowance, Problem> {
     let slot = live.activity.slot(route.slot).ok_or(Problem::TableBusy)?;
     let now_ns = clock::monotonic_ns();
-    slot.note_request(now_ns, u32::try_from(clock::unix_seconds(SystemTime::now()) / DAY).unwrap_or(u32::MAX));
-    Ok(slot.admit(now_ns, route.limits.interval_ns, route.limits.burst))
+    slot.note_request(now_ns);
+    Ok(quota::ask(slot, &route.limits, now_ns, clock::unix_seconds(SystemTime::now())))
 }
 
 fn look(live: &Live, id: &TenantId) -> Result<Route, Problem> {
@@ -256,13 +277,11 @@ type Sent = (Result<Answer, NoAnswer>, Exchange, Held, Share);
 struct Visit<'a> {
     shared: &'a Arc<Shared>,
     tenant: &'a Arc<Tenant>,
-    parts: &'a Parts,
-    id: &'a RequestId,
-    peer: IpAddr,
+    asks: Asks<'a>,
     kind: Kind,
     who: &'a TenantId,
-    /// What it writes, where that is to be guarded.
-    target: Option<Target>,
+    /// What it writes, where that is to be guarded, and whether that may become larger.
+    guarded: Option<(Target, Growth)>,
 }
 
 impl Visit<'_> {
@@ -346,7 +365,7 @@ impl Visit<'_> {
     /// Sends a request. A write is a task of its own: when its client goes away, the exchange still ends, and the lane is held until it has. A
     /// read may as well end with its client, which spares the task.
     async fn send(&self, live: &Live, route: &Route, request: Exchange, held: Held, share: Share) -> Result<Sent, Problem> {
-        let Some(guarded) = self.target.as_ref().map(|target| self.guarded(live, route, target, request.length())) else {
+        let Some(guarded) = self.guarded.as_ref().map(|write| self.guarded(live, route, write, request.length())) else {
             let sending = async move { (exchange(&request).await.map_err(NoAnswer::from), request, held, share) };
             return match self.kind {
                 Kind::Read => Ok(sending.await),
@@ -358,19 +377,20 @@ impl Visit<'_> {
         tokio::spawn(sending).await.map_err(|_| Problem::BadAnswer)
     }
 
-    fn guarded(&self, live: &Live, route: &Route, target: &Target, body: u64) -> Guarded {
+    fn guarded(&self, live: &Live, route: &Route, (target, growth): &(Target, Growth), body: u64) -> Guarded {
         let write = Write {
             id: self.who.clone(),
             phext: target.phext.clone(),
             call: target.call,
             epoch: route.epoch,
-            request_id: self.id.as_str().to_owned(),
+            request_id: self.asks.id.as_str().to_owned(),
             body,
             memory_max: Some(route.limits.memory_max).filter(|&limit| limit > 0),
             durability: route.limits.durability,
+            may_grow: *growth == Growth::Free,
         };
         let head = self.head_of(live, route, &http::Method::GET, &target.reload(), None, 0);
-        Guarded { write, reload: Exchange { port: route.port, head, body: Vec::new() } }
+        Guarded { write, growth: *growth, reload: Exchange { port: route.port, head, body: Vec::new() } }
     }
 
     /// A write broke off. Its client is answered once the text is as it was, which takes another start, or when that takes too long: it will be,
@@ -380,7 +400,7 @@ impl Visit<'_> {
         let look = || look(&self.shared.live.get(), self.who);
         let deadline = tokio::time::Instant::now() + park::MAX_WAIT;
         let started = self.shared.parking.wait(self.tenant, route.state, Some(Avoid::wrong(&route)), deadline, look).await;
-        tracing::warn!(tenant = %self.who, request_id = self.id.as_str(), put_back = started.is_ok(), "a write broke off and is not applied");
+        tracing::warn!(tenant = %self.who, request_id = self.asks.id.as_str(), put_back = started.is_ok(), "a write broke off and is not applied");
         Problem::NotApplied
     }
 
@@ -392,9 +412,9 @@ impl Visit<'_> {
     }
 
     fn head(&self, live: &Live, route: &Route, body: &[Bytes]) -> Vec<u8> {
-        let target = self.parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        let content_type = self.parts.headers.get(http::header::CONTENT_TYPE);
-        self.head_of(live, route, &self.parts.method, target, content_type, body.iter().map(Bytes::len).sum())
+        let target = self.asks.parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        let content_type = self.asks.parts.headers.get(http::header::CONTENT_TYPE);
+        self.head_of(live, route, &self.asks.parts.method, target, content_type, body.iter().map(Bytes::len).sum())
     }
 
     fn head_of(
@@ -416,8 +436,9 @@ impl Visit<'_> {
             content_length,
             instance_key: &key,
             tenant: self.who.as_str(),
-            peer: self.peer,
-            request_id: self.id,
+            peer: self.asks.peer,
+            request_id: self.asks.id,
+            trace: self.asks.trace,
         }
         .write(&mut head);
         head

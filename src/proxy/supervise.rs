@@ -3,7 +3,11 @@
 //! At most two live at once, one on each side: the one that serves and one that retires (or a new one that is not up yet). A side belongs to
 //! a proxy from its start to its death, and is cleared only then.
 
-use std::{net::TcpListener, os::fd::AsFd, time::Duration};
+use std::{
+    net::TcpListener,
+    os::fd::AsFd,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     sync::{oneshot, watch},
@@ -15,6 +19,7 @@ use super::{
     attached::{Proxy, SupervisorError},
     birth::{self, Outfit},
     control::{ToAgent, ToProxy},
+    log_shelf::Shelf,
     retirement::{Escort, Farewell, RETIRE},
     settings::Settings,
     standing::{Reason, Standing, Wanted, control_path, serving, until_silence_ends},
@@ -50,6 +55,7 @@ pub(super) struct Keeper {
     leaving: JoinSet<Side>,
     hurry: watch::Sender<Option<Duration>>,
     outcome: watch::Sender<Option<Result<Serving, NotUp>>>,
+    shelf: Shelf,
 }
 
 /// How attending to a proxy ended.
@@ -68,7 +74,8 @@ impl Keeper {
         outcome: watch::Sender<Option<Result<Serving, NotUp>>>,
     ) -> Self {
         let (leaving, hurry) = (JoinSet::new(), watch::Sender::new(None));
-        Self { config, listeners, wanted, serial: 0, taken: [false; 2], leaving, hurry, outcome }
+        let shelf = Shelf::new(config.state_dir.clone(), config.access_log.clone());
+        Self { config, listeners, wanted, serial: 0, taken: [false; 2], leaving, hurry, outcome, shelf }
     }
 
     /// Runs until the agent says stop.
@@ -203,6 +210,7 @@ impl Keeper {
         let mut reason = if proxy.up { None } else { self.wanted.reason_against(&proxy.hello) };
         let mut replace_at = Instant::now();
         let mut told = proxy.up;
+        self.shelf.another_proxy();
         loop {
             if let Some(why) = reason
                 && Instant::now() >= replace_at
@@ -234,6 +242,11 @@ impl Keeper {
                     self.taken[side as usize] = false;
                     self.tidy(&proxy);
                 }
+                () = sleep_until(self.shelf.look_at()), if proxy.speaks() => {
+                    if let Err(error) = self.look_after_log(&proxy).await {
+                        return self.broken(proxy, &error).await;
+                    }
+                }
                 () = sleep_until(replace_at), if reason.is_some() && replace_at > Instant::now() => {}
                 grace = &mut *stop => {
                     self.stop(Some(proxy), grace.ok()).await;
@@ -250,6 +263,7 @@ impl Keeper {
         match self.bear(side).await {
             Ok(new) => {
                 let old = std::mem::replace(proxy, new);
+                self.shelf.another_proxy();
                 self.see_off(old, Farewell::Retire);
                 true
             }
@@ -301,6 +315,14 @@ impl Keeper {
         Ok(send(&proxy.stream, &settings, &descriptors).await?)
     }
 
+    async fn look_after_log(&mut self, proxy: &Proxy) -> Result<(), SupervisorError> {
+        let alone = !self.taken[proxy.side.other() as usize];
+        match self.shelf.look(SystemTime::now(), alone) {
+            Some(file) => Ok(send(&proxy.stream, &ToProxy::AccessLog, &[file.as_fd()]).await?),
+            None => Ok(()),
+        }
+    }
+
     /// `stays`: the proxy is not to be replaced as soon as that can be.
     async fn hear(&mut self, proxy: &mut Proxy, word: ToAgent, stays: bool) {
         match word {
@@ -316,6 +338,7 @@ impl Keeper {
                 self.tell(ProxyEvent::Refused { why }).await;
             }
             ToAgent::Nudge { id, reason } => nudge(&self.config.events, id, reason),
+            ToAgent::AccessLog => self.shelf.answered(),
             ToAgent::GuardLost => {
                 tracing::error!(pid = proxy.hello.pid, "the proxy has lost its guard, and gets another");
                 match proxy.give_guard(&self.config.exe, &self.config.state_dir).await {

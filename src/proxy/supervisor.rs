@@ -23,7 +23,7 @@ use super::{
     supervise::Keeper,
 };
 use crate::{
-    desired::TenantId,
+    desired::{AccessLog, TenantId},
     route::{Activity, Side},
 };
 
@@ -44,6 +44,8 @@ pub struct SupervisorConfig {
     pub activity: Arc<Activity>,
     /// What to serve by; each change is sent on. `side` is set here.
     pub settings: watch::Receiver<Arc<Settings>>,
+    /// When the access log is rotated, and what is kept.
+    pub access_log: watch::Receiver<AccessLog>,
     /// What the agent should know.
     pub events: mpsc::Sender<ProxyEvent>,
     /// An upgrade: a living proxy is replaced by a new one, not adopted. One of another build of the program, or in another network than

@@ -19,6 +19,8 @@ pub(crate) struct Tenant {
     pub(crate) lane: Arc<Lane>,
     /// Requests that wait for the instance.
     pub(crate) parked: AtomicU32,
+    /// Bytes of its request bodies in memory.
+    pub(crate) body_memory: AtomicU64,
     nudged_at: AtomicU64,
     /// The key that was derived last, for whom, and for which start. A slot may be given to another tenant, so the id is part of it.
     key: Mutex<Option<(TenantId, u64, Arc<str>)>>,

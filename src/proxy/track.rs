@@ -52,6 +52,13 @@ impl Track {
         }
     }
 
+    /// It took so long to know who asks.
+    pub(crate) fn authorized(&mut self, time: Duration) {
+        if let Some(entry) = &mut self.entry {
+            entry.auth = time;
+        }
+    }
+
     /// The request waited so long for its instance or its turn.
     pub(crate) fn parked(&mut self, time: Duration) {
         if let Some(entry) = &mut self.entry {

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::problem::Problem;
+use super::{problem::Problem, tenant::Tenant};
 
 /// A body may be silent for so long at its start …
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,7 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// … and must then arrive at this rate on average, bytes a second. A modem of 1998 sends 5,000.
 const MIN_RATE: u64 = 1_024;
 
-/// Memory for bodies of all tenants together, bytes: eight of the largest that sq takes (64 MiB).
+/// Memory for bodies of all tenants together, bytes: eight of the largest that sq takes (64 MiB). One tenant may take as much of it as it leaves
+/// free: half where it is alone, a third each where there are two. So slow uploads of a few never shut the others out.
 const MEMORY: u64 = 512 << 20;
 
 /// Most that is read of a refused body, bytes: the largest that could ever be accepted.
@@ -33,24 +34,28 @@ const DISCARD_FOR: Duration = Duration::from_secs(30);
 /// A share of the memory for bodies; dropping it gives it back.
 pub(crate) struct Share {
     all: Arc<AtomicU64>,
+    tenant: Arc<Tenant>,
     bytes: u64,
 }
 
 impl Share {
-    /// An empty share of what `all` counts.
-    pub(crate) fn of(all: &Arc<AtomicU64>) -> Self {
-        Self { all: Arc::clone(all), bytes: 0 }
+    /// An empty share of what `all` counts, for `tenant`.
+    pub(crate) fn of(all: &Arc<AtomicU64>, tenant: &Arc<Tenant>) -> Self {
+        Self { all: Arc::clone(all), tenant: Arc::clone(tenant), bytes: 0 }
     }
 
     fn grow(&mut self, bytes: u64) -> Result<(), Problem> {
         self.bytes += bytes;
-        if self.all.fetch_add(bytes, Ordering::Relaxed) + bytes > MEMORY { Err(Problem::OutOfBodyMemory) } else { Ok(()) }
+        let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let own = self.tenant.body_memory.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if own > MEMORY.saturating_sub(all) { Err(Problem::OutOfBodyMemory) } else { Ok(()) }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.tenant.body_memory.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -154,12 +159,22 @@ mod tests {
     }
 
     #[test]
-    fn memory_for_bodies_is_bounded_and_given_back() {
+    fn memory_for_bodies_is_bounded_and_given_back_and_nobody_takes_what_others_need() {
         let all = Arc::new(AtomicU64::new(0));
-        let mut share = Share::of(&all);
-        assert_eq!(share.grow(MEMORY), Ok(()));
-        assert_eq!(Share::of(&all).grow(1), Err(Problem::OutOfBodyMemory));
-        drop(share);
-        assert_eq!(all.load(Ordering::Relaxed), 0);
+        let [greedy, second, third] = std::array::from_fn(|_| Arc::new(Tenant::default()));
+        let mut shares = Vec::new();
+        let mut take = |tenant: &Arc<Tenant>, bytes| {
+            let mut share = Share::of(&all, tenant);
+            share.grow(bytes).map(|()| shares.push(share))
+        };
+        let part = MEMORY / 16;
+        let taken = (0..16).take_while(|_| take(&greedy, part).is_ok()).count();
+        assert_eq!(taken, 8, "half of it");
+        assert_eq!((0..16).take_while(|_| take(&second, part).is_ok()).count(), 4, "half of the rest");
+        assert_eq!(take(&third, part), Ok(()));
+        assert_eq!(take(&greedy, 1), Err(Problem::OutOfBodyMemory));
+        shares.clear();
+        let left = [&*all, &greedy.body_memory, &second.body_memory, &third.body_memory].map(|count| count.load(Ordering::Relaxed));
+        assert_eq!(left, [0; 4]);
     }
 }

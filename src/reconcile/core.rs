@@ -23,6 +23,7 @@ use super::{
     programs::{Kept, Programs},
     queue::StartQueue,
     recover::{self, Recovered},
+    room::Room,
     route_book::RouteBook,
     setup::SetupError,
     world::{Records, World},
@@ -83,6 +84,8 @@ pub struct Core<W: World> {
     pub(super) backups: Backups,
     pub(super) following: Following,
     pub(super) keeping: Keeping,
+    /// Who takes how much of the disk.
+    pub(super) room: Room,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
     /// Instances whose row has to say `draining` before anybody looks at what is in flight.
@@ -188,6 +191,7 @@ impl<W: World> Core<W> {
             backups,
             following,
             keeping: Keeping::new(now),
+            room: Room::default(),
             touched: BTreeSet::new(),
             draining: Vec::new(),
             unproved: Vec::new(),
@@ -285,6 +289,7 @@ impl<W: World> Core<W> {
             self.replan = true;
             self.keep_by_the_hour(now);
             self.world.heartbeat();
+            self.look_at_disk();
             self.back_up(now);
             self.follow_repository(now);
         }

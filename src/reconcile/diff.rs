@@ -141,15 +141,17 @@ fn differences(old: &Tenant, new: &Tenant) -> Vec<String> {
 }
 
 /// Each limit with its key and its value as tenants.toml writes them, so that a reviewer finds them there.
-fn shown(limits: &Limits) -> [(&'static str, String); 7] {
+fn shown(limits: &Limits) -> [(&'static str, String); 9] {
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".into());
     [
         ("memory_max", or_none(limits.memory_max.map(size_text))),
         ("cpu_quota", or_none(limits.cpu_quota.map(|percent| format!("{percent}%")))),
         ("rate", or_none(limits.rate.map(|rate| rate.to_string()))),
         ("burst", limits.burst.to_string()),
+        ("requests_per_day", or_none(limits.requests_per_day.map(|count| count.to_string()))),
         ("concurrency", limits.concurrency.to_string()),
         ("queue", limits.queue.to_string()),
         ("body_max", size_text(limits.body_max)),
+        ("storage_max", or_none(limits.storage_max.map(size_text))),
     ]
 }

@@ -5,7 +5,7 @@ use crate::{
     desired::TenantId,
     gitops,
     guard::Recovered,
-    instance::{binary::SqBinary, process::Exit, scan::Found, usage::Memory},
+    instance::{binary::SqBinary, process::Exit, scan::Found, storage::Stored, usage::Memory},
     snapshot::{Restored, Taken},
 };
 
@@ -116,6 +116,8 @@ pub struct Survey {
     pub memory: Vec<(u32, Memory)>,
     /// Tenants to whom a write broke off.
     pub in_doubt: Vec<TenantId>,
+    /// What the phexts take of those who were to be measured, as far as time allowed.
+    pub storage: Vec<(TenantId, Stored)>,
 }
 
 /// An instance that is to be stopped.

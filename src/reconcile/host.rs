@@ -15,7 +15,7 @@ use crate::{
     backup::{self, Job, Report},
     child::Running,
     crash_point,
-    desired::{self, Desired, Snapshots, SqSource, TenantId},
+    desired::{self, AccessLog, Desired, Snapshots, SqSource, TenantId},
     gitops, guard,
     instance::{
         Process, binary,
@@ -27,6 +27,7 @@ use crate::{
         pulse::Pulse,
         scan::{self, Found},
         spawn::SpawnSpec,
+        storage::{self, DiskSpace},
         usage::Memory,
     },
     instance_key,
@@ -54,6 +55,8 @@ pub struct HostParts {
     pub instance_secret: Secret,
     /// Where the proxy's settings go.
     pub settings: watch::Sender<Arc<Settings>>,
+    /// Where goes what tenants.toml says of the access log.
+    pub access_log: watch::Sender<AccessLog>,
     /// Starts instances, and gives sockets in their network.
     pub launcher: Launcher,
     /// Told at each tick that the loop turns, for whoever watches over the agent.
@@ -140,6 +143,7 @@ impl World for Host {
     fn renew_settings(&mut self, desired: &Desired) -> Result<(), String> {
         let settings = credentials::settings(desired).map_err(|error| error.to_string())?;
         self.parts.settings.send_replace(Arc::new(settings));
+        self.parts.access_log.send_replace(desired.proxy.access_log.clone());
         Ok(())
     }
 
@@ -237,14 +241,18 @@ impl World for Host {
         crash_point::reached("adopt.watched");
     }
 
-    fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>) {
+    fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>, storage: Vec<TenantId>) {
         let user_dirs = desired.tenants.keys().map(|id| (id.clone(), self.user_dir(id))).collect();
-        let survey = lifecycle::survey(self.parts.state_dir.clone(), user_dirs, instances, self.reports.clone());
+        let survey = lifecycle::survey(self.parts.state_dir.clone(), user_dirs, instances, storage, self.reports.clone());
         let gate = self.tasks.gate();
         self.tasks.spawn(async move {
             // Cancelled only when nobody waits for the news any more.
             let _ = tokio::task::spawn_blocking(move || gate.pass(survey)).await;
         });
+    }
+
+    fn disk(&mut self) -> Option<DiskSpace> {
+        storage::space(&self.parts.state_dir).inspect_err(|error| tracing::warn!(%error, "the room on the disk cannot be told")).ok()
     }
 
     fn keep(&mut self, number: u64, id: &TenantId, reason: Reason, keep: &Snapshots) {
@@ -302,6 +310,14 @@ impl World for Host {
 
     fn requests(&self, slot: u32) -> u64 {
         self.parts.activity.slot(slot).map_or(0, |slot| slot.snapshot().requests)
+    }
+
+    fn requests_on(&self, slot: u32, day: u32) -> u32 {
+        self.parts.activity.slot(slot).map_or(0, |slot| slot.admitted_on(day))
+    }
+
+    fn lost_log_lines(&self) -> u64 {
+        self.parts.activity.lost_lines()
     }
 
     fn isolation(&self) -> Option<Isolation> {

@@ -199,6 +199,7 @@ impl<W: World> Core<W> {
             && known.restore.take_if(|restore| restore.number == number).is_some()
         {
             known.files = None;
+            self.room.forget(id);
             backoff::reset(&mut known.back_off);
             self.touch(id);
         }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     crash_point,
-    desired::TenantId,
+    desired::{self, TenantId},
     guard::{self, Directory, Lane},
     instance::{
         launcher::Launcher,
@@ -27,6 +27,7 @@ use crate::{
         scan::{self, Found},
         spawn::SpawnSpec,
         stop,
+        storage::{self, Stored},
         usage::{self, Memory},
     },
     instance_key,
@@ -47,6 +48,8 @@ const GONE_WITHIN: Duration = Duration::from_secs(10);
 const LOG_MAX: u64 = 10 << 20;
 /// How often a drain looks at the requests in flight.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
+/// For measuring what phexts take, at one look: no longer than a handover may wait.
+const MEASURING: Duration = Duration::from_millis(250);
 /// For one probe of an instance that should be up.
 const PROBE: Duration = Duration::from_secs(3);
 
@@ -258,11 +261,12 @@ pub(super) async fn scan_and_look(
 }
 
 /// A look at all that runs beside the `instances` (by process id, with what was last measured and may still hold), blocking;
-/// measures those and rotates the logs on the way.
+/// measures those, and what the phexts of `storage` take, and rotates the logs on the way.
 pub(super) fn survey(
     state_dir: PathBuf,
     user_dirs: Vec<(TenantId, PathBuf)>,
     instances: HashMap<u32, Option<Memory>>,
+    storage: Vec<TenantId>,
     reports: Reports,
 ) -> impl FnOnce() {
     move || {
@@ -271,7 +275,7 @@ pub(super) fn survey(
                 tracing::warn!(log = %log.display(), %error, "a log cannot be rotated");
             }
         };
-        ["access.log", "proxy.log"].into_iter().for_each(|name| rotate(state_dir.join(name)));
+        rotate(state_dir.join("proxy.log"));
         let mut in_doubt = Vec::new();
         for (id, dir) in user_dirs {
             // Its guard reads what sq says between the begin and the end of a write. One that writes all the time is rotated some other time.
@@ -289,6 +293,23 @@ pub(super) fn survey(
             tracing::warn!(%error, "/proc cannot be read");
             Vec::new()
         });
-        let _ = reports.send(Event::Surveyed(Survey { found, memory, in_doubt }));
+        let storage = measure_storage(&state_dir, storage);
+        let _ = reports.send(Event::Surveyed(Survey { found, memory, in_doubt, storage }));
     }
+}
+
+/// What the phexts of these take. At a first look at a disk that has just begun to turn this may take long; what is not done in time is done at the next.
+fn measure_storage(state_dir: &Path, tenants: Vec<TenantId>) -> Vec<(TenantId, Stored)> {
+    let began = Instant::now();
+    let mut measured = Vec::with_capacity(tenants.len());
+    for id in tenants {
+        if began.elapsed() > MEASURING {
+            break;
+        }
+        match storage::measure(&desired::user_dir(state_dir, &id)) {
+            Ok(stored) => measured.push((id, stored)),
+            Err(error) => tracing::warn!(tenant = %id, %error, "what its phexts take cannot be told"),
+        }
+    }
+    measured
 }

@@ -221,7 +221,8 @@ impl<W: World> Core<W> {
         let part = now.as_millis() / u64::try_from(SURVEY.as_millis()).unwrap_or(u64::MAX) % MEASURED_ANEW;
         let last = |id, pid: u32| self.memory.get(id).copied().filter(|_| u64::from(pid) % MEASURED_ANEW != part);
         let instances = self.processes.iter().map(|(id, process)| (process.pid(), last(id, process.pid()))).collect();
-        self.world.survey(&self.desired, instances);
+        let storage = self.begin_measuring();
+        self.world.survey(&self.desired, instances, storage);
     }
 
     fn surveyed(&mut self, survey: Survey) {
@@ -231,6 +232,7 @@ impl<W: World> Core<W> {
         let strays: Vec<_> = survey.found.into_iter().filter(|found| !owner.contains_key(&found.pid) && self.is_stray(&found.id)).collect();
         self.memory = memory;
         survey.in_doubt.iter().for_each(|id| self.doubt(id));
+        self.note_storage(survey.storage);
         if !self.world.limits_memory() {
             self.note_memory();
         }

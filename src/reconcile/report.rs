@@ -10,9 +10,10 @@ use super::{
 use crate::{
     admin::{
         server::{Answer, Question, Reply},
-        status::{AgentStatus, Status, TenantStatus},
+        status::{AgentStatus, DiskStatus, ProxyStatus, Status, TenantStatus},
     },
-    desired::TenantId,
+    desired::{TenantId, size_text},
+    instance::storage::DiskSpace,
     observed::{FileWork, Known, Moment, State},
     route::RouteState,
     store::rfc3339,
@@ -83,11 +84,12 @@ impl<W: World> Core<W> {
                 memory_enforced: if self.world.limits_memory() { "kernel" } else { "polled" }.to_owned(),
                 pending_restart: intake::pending_restart(&self.started_with, &self.desired),
             },
-            proxy: self.proxy.clone(),
+            proxy: ProxyStatus { lost_log_lines: self.world.lost_log_lines(), ..self.proxy.clone() },
             held: self.held.clone(),
             rollout: self.rollout_status(now),
             backup: self.backup_status(),
             gitops: self.gitops_status(),
+            disk: self.room.disk.map(|DiskSpace { total, free }| DiskStatus { total, free, writes_refused: self.observed.disk_low }),
             tenants: self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect(),
         }
     }
@@ -111,7 +113,9 @@ impl<W: World> Core<W> {
             last_undone: known.undone.as_ref().map(|(_, text)| text.clone()),
             started_at: running.filter(|running| running.started_at > 0).map(|running| rfc3339(running.started_at)),
             memory_bytes: self.memory.get(id).map(|memory| memory.bytes),
+            storage_bytes: known.storage,
             requests: self.world.requests(known.slot),
+            requests_today: self.world.requests_on(known.slot, u32::try_from(self.world.unix_now() / 86_400).unwrap_or(u32::MAX)),
             detail: detail(known, held, waits_for_program, &self.desired.user_dir(id).join("sq.log").display().to_string(), now),
         }
     }
@@ -143,6 +147,9 @@ fn detail(known: &Known, held: bool, waits_for_program: bool, log: &str, now: Mo
         State::Running(_) if known.unhealthy => "does not answer probes; waits for its restart".to_owned(),
         State::Running(running) => match &known.undone {
             Some((epoch, text)) if *epoch == running.epoch => format!("answers; a write broke off before this start: {text}"),
+            _ if let Some((used, limit)) = known.over_storage() => {
+                format!("answers; its phexts take {} of {}: only what makes less is written", size_text(used), size_text(limit))
+            }
             _ => "answers".to_owned(),
         },
         State::Starting { .. } => "starting; requests wait".to_owned(),

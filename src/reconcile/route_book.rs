@@ -39,7 +39,7 @@ impl RouteBook {
     pub fn unpublished(&mut self, observed: &Observed, now: Moment) -> Option<&[Row]> {
         for id in std::mem::take(&mut self.dirty) {
             let changed = match observed.known.get(&id) {
-                Some(known) => self.put(&id, rows::row(&id, known, now)),
+                Some(known) => self.put(&id, rows::row(&id, known, observed.disk_low, now)),
                 None => self.remove(&id),
             };
             if changed {

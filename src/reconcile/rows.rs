@@ -3,11 +3,11 @@
 use crate::{
     desired::{Limits, TenantId},
     observed::{Known, Moment, State},
-    route::{RouteLimits, RouteState, Row},
+    route::{RouteLimits, RouteState, Row, Writes},
 };
 
-/// The row of one tenant.
-pub fn row(id: &TenantId, known: &Known, now: Moment) -> Row {
+/// The row of one tenant. `disk_low`: the disk has no room for more.
+pub fn row(id: &TenantId, known: &Known, disk_low: bool, now: Moment) -> Row {
     Row {
         id: id.as_str().to_owned(),
         port: known.port.unwrap_or(0),
@@ -16,6 +16,12 @@ pub fn row(id: &TenantId, known: &Known, now: Moment) -> Row {
         slot: known.slot,
         tokens_valid_after: known.spec.tokens_valid_after,
         limits: limits(&known.spec.limits),
+        writes: match known.over_storage() {
+            // Said first: about this the tenant can do something.
+            Some((used, _)) => Writes::OverStorage { used },
+            None if disk_low => Writes::DiskLow,
+            None => Writes::All,
+        },
         api_keys: known.spec.api_keys.clone(),
     }
 }
@@ -37,10 +43,12 @@ fn limits(limits: &Limits) -> RouteLimits {
     RouteLimits {
         interval_ns: limits.rate.map_or(0, |rate| rate.interval_ns()),
         burst: limits.burst,
+        requests_per_day: limits.requests_per_day.unwrap_or(0),
         concurrency: limits.reads_at_once(),
         queue: limits.queue,
         body_max: limits.body_max,
         memory_max: limits.memory_max.unwrap_or(0),
+        storage_max: limits.storage_max.unwrap_or(0),
         durability: limits.durability,
     }
 }

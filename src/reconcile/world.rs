@@ -17,6 +17,7 @@ use crate::{
         ports::PortState,
         process::StopSignal,
         scan::Found,
+        storage::DiskSpace,
         usage::Memory,
     },
     observed::{Moment, Restore},
@@ -106,8 +107,11 @@ pub trait World {
     fn look(&mut self, id: &TenantId, number: u64, epoch: u64, found: Option<Vec<Found>>);
     /// Waits for the end of an instance that an earlier agent started.
     fn watch(&mut self, id: &TenantId, epoch: u64, process: &Self::Process);
-    /// Looks at all that runs beside `instances` (by process id, with what was last measured and may still hold), and measures those.
-    fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>);
+    /// Looks at all that runs beside `instances` (by process id, with what was last measured and may still hold), and measures those; and what
+    /// the phexts of `storage` take, in that order, as far as time allows.
+    fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>, storage: Vec<TenantId>);
+    /// Room on the disk where the tenants' files lie; `None` where that cannot be told.
+    fn disk(&mut self) -> Option<DiskSpace>;
     /// Takes a snapshot of `id` and removes what is beyond `keep`; [`Event::Kept`](super::event::Event::Kept) says what came of it.
     fn keep(&mut self, number: u64, id: &TenantId, reason: Reason, keep: &Snapshots);
     /// Puts a snapshot back; [`Event::Restored`](super::event::Event::Restored) says what came of it. Nothing of `id` runs.
@@ -134,6 +138,10 @@ pub trait World {
     fn last_answer(&self, slot: u32) -> Option<u32>;
     /// Requests that the proxy took for the tenant in `slot`.
     fn requests(&self, slot: u32) -> u64;
+    /// Those of them that were let in on `day` (days since 1970, UTC).
+    fn requests_on(&self, slot: u32, day: u32) -> u32;
+    /// Lines of the access log that the proxies could not write.
+    fn lost_log_lines(&self) -> u64;
     /// What keeps instances apart on this host; `None` where nothing does.
     fn isolation(&self) -> Option<Isolation>;
     /// Whether the kernel holds instances to their `memory_max`; else that is for the loop.

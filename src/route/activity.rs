@@ -17,6 +17,9 @@ use super::{Side, TableError};
 /// Slots in the page: as many as the route table has places.
 pub const SLOTS: usize = PLACES;
 
+/// Where in the header it stands how many lines of the access log were lost; see [`Activity::note_lost_lines`].
+const LOST_LINES: usize = 7 * LINE;
+
 /// Version 1 had no claim to write.
 const ACTIVITY: Kind = Kind { magic: *b"sqactive", version: 2, words: HEADER_WORDS + SLOTS * LINE, capacity: SLOTS, mode: 0o600 };
 
@@ -92,6 +95,16 @@ impl Activity {
         of(&self.page).saturating_add(older.as_ref().map_or(0, |(page, _)| of(page)))
     }
 
+    /// A proxy could not write so many lines of the access log.
+    pub fn note_lost_lines(&self, lines: u64) {
+        self.page.words()[LOST_LINES].fetch_add(lines, Ordering::Relaxed);
+    }
+
+    /// Lines of the access log that could not be written, by any proxy since the page was made.
+    pub fn lost_lines(&self) -> u64 {
+        self.page.words()[LOST_LINES].load(Ordering::Relaxed)
+    }
+
     /// No proxy has the page of another version any more: its requests are over.
     pub fn forget_older(&self) {
         if let Some((_, file)) = self.older.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -130,11 +143,14 @@ mod tests {
         let proxy = Activity::map(agent.share().unwrap()).unwrap();
         let last = SLOTS as u32 - 1;
         for slot in [0, 77, last] {
-            proxy.slot(slot).unwrap().note_request(5_000_000_000, 20_000);
+            proxy.slot(slot).unwrap().note_request(5_000_000_000);
             assert_eq!(agent.slot(slot).unwrap().snapshot().requests, 1);
             assert_eq!(agent.slots()[slot as usize].snapshot(), proxy.slot(slot).unwrap().snapshot());
         }
         assert_eq!(agent.slots().iter().map(|slot| slot.snapshot().requests).sum::<u64>(), 3);
+        proxy.note_lost_lines(2);
+        proxy.note_lost_lines(3);
+        assert_eq!(agent.lost_lines(), 5);
         assert!(proxy.slot(last + 1).is_none() && proxy.slot(u32::MAX).is_none());
     }
 

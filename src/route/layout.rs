@@ -1,12 +1,12 @@
 //! Where each word of the route table lies, and how a row becomes words and back.
 //!
 //! All in lines of eight words (64 bytes, a cache line): a header of 4 KiB, then two buffers of the same layout:
-//! rows (one line each), API keys (three lines each), limits (two a line).
+//! rows (one line each), API keys (three lines each), limits (one line each).
 //!
 //! Nothing here trusts a word: a reader may decode a half-written row (and throws the result away afterwards).
 
 use super::atomics::{AtomicU64, Ordering};
-use super::{Durability, Route, RouteLimits, RouteState, Row, TenantIdText};
+use super::{Durability, Route, RouteLimits, RouteState, Row, TenantIdText, Writes};
 
 /// Words in a cache line.
 pub(super) const LINE: usize = 8;
@@ -41,7 +41,7 @@ pub(super) const HEARTBEAT: usize = 5 * LINE;
 pub(super) const RETIRED: usize = 6 * LINE;
 
 /// Words of a row that follow its hash of two.
-pub(super) const STATE_WORDS: usize = 4;
+pub(super) const STATE_WORDS: usize = 5;
 /// Where they stand in the row's line.
 pub(super) const STATE: std::ops::Range<usize> = 2..2 + STATE_WORDS;
 /// Lines of one API key: digest and meta, then 128 bytes of id.
@@ -49,7 +49,7 @@ pub(super) const KEY_LINES: usize = 1 + MAX_ID / 8 / LINE;
 /// First line of the API keys in a buffer.
 pub(super) const KEYS_AT: usize = PLACES;
 /// Words of one set of limits.
-const LIMITS_WORDS: usize = 4;
+const LIMITS_WORDS: usize = LINE;
 /// First line of the limits in a buffer.
 pub(super) const LIMITS_AT: usize = KEYS_AT + PLACES * KEY_LINES;
 /// Lines in a buffer.
@@ -81,8 +81,27 @@ pub(super) fn digest_words(digest: &[u8; 32]) -> [u64; 4] {
 
 /// The words of a row that follow its hash. The first is never 0, that of an empty place always.
 pub(super) fn row_state(row: &Row, limits: u16) -> [u64; STATE_WORDS] {
-    let meta = u64::from(row.port) | u64::from(row.state as u8) << 16 | u64::from(limits) << 32;
-    [meta, row.epoch, u64::from(row.slot), row.tokens_valid_after]
+    let (writes, used) = writes_words(row.writes);
+    let meta = u64::from(row.port) | u64::from(row.state as u8) << 16 | u64::from(writes) << 24 | u64::from(limits) << 32;
+    [meta, row.epoch, u64::from(row.slot), row.tokens_valid_after, used]
+}
+
+/// Which writes are taken as a number, and what the phexts take where that is too much.
+fn writes_words(writes: Writes) -> (u8, u64) {
+    match writes {
+        Writes::All => (0, 0),
+        Writes::OverStorage { used } => (1, used),
+        Writes::DiskLow => (2, 0),
+    }
+}
+
+fn writes_of(number: u8, used: u64) -> Option<Writes> {
+    match number {
+        0 => Some(Writes::All),
+        1 => Some(Writes::OverStorage { used }),
+        2 => Some(Writes::DiskLow),
+        _ => None,
+    }
 }
 
 /// Finds the row with this hash: its place.
@@ -104,7 +123,7 @@ pub(super) fn route_at(buffer: &[AtomicU64], place: usize) -> Option<Route> {
     if place >= PLACES {
         return None;
     }
-    let [_, _, meta, epoch, slot, tokens_valid_after] = line::<6>(buffer, place)?;
+    let [_, _, meta, epoch, slot, tokens_valid_after, used] = line::<7>(buffer, place)?;
     Some(Route {
         port: meta as u16,
         state: RouteState::from_word((meta >> 16) as u8)?,
@@ -112,6 +131,7 @@ pub(super) fn route_at(buffer: &[AtomicU64], place: usize) -> Option<Route> {
         slot: u32::try_from(slot).ok()?,
         tokens_valid_after,
         limits: limits_at(buffer, (meta >> 32) as u16)?,
+        writes: writes_of((meta >> 24) as u8, used)?,
     })
 }
 
@@ -163,10 +183,10 @@ pub(super) fn limits_word(index: u16) -> usize {
 /// The words of a set of limits.
 pub(super) fn limits_words(limits: &RouteLimits) -> [u64; LIMITS_WORDS] {
     let counts = u64::from(limits.burst) | u64::from(limits.concurrency) << 32 | u64::from(limits.queue) << 48;
-    [limits.interval_ns, counts, limits.body_max, limits.memory_max << 8 | durability_word(limits.durability)]
+    let guard = durability_word(limits.durability) | u64::from(limits.requests_per_day) << 32;
+    [limits.interval_ns, counts, limits.body_max, limits.memory_max, limits.storage_max, guard, 0, 0]
 }
 
-/// 0 is what a proxy of a version without durability goes by.
 fn durability_word(durability: Durability) -> u64 {
     match durability {
         Durability::Process => 0,
@@ -185,14 +205,16 @@ fn durability_of(word: u64) -> Durability {
 
 fn limits_at(buffer: &[AtomicU64], index: u16) -> Option<RouteLimits> {
     // An index beyond the last lies beyond the end of the buffer.
-    let [interval_ns, counts, body_max, guard] = words(buffer, limits_word(index))?;
+    let [interval_ns, counts, body_max, memory_max, storage_max, guard] = words(buffer, limits_word(index))?;
     Some(RouteLimits {
         interval_ns,
         burst: counts as u32,
         concurrency: (counts >> 32) as u16,
         queue: (counts >> 48) as u16,
         body_max,
-        memory_max: guard >> 8,
+        memory_max,
+        storage_max,
+        requests_per_day: (guard >> 32) as u32,
         durability: durability_of(guard),
     })
 }

@@ -64,6 +64,21 @@ impl RouteState {
     }
 }
 
+/// Which of a tenant's writes are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Writes {
+    /// All of them.
+    #[default]
+    All,
+    /// Those that make less, since its phexts take more than its `storage_max`.
+    OverStorage {
+        /// What they took when it was measured, bytes.
+        used: u64,
+    },
+    /// Those that make less, since the disk is nearly full; so it is for everybody.
+    DiskLow,
+}
+
 /// What the proxy enforces for one tenant. Distinct values are stored once per table and shared by rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RouteLimits {
@@ -71,6 +86,8 @@ pub struct RouteLimits {
     pub interval_ns: u64,
     /// Requests admitted at once on top of the rate.
     pub burst: u32,
+    /// Requests admitted a UTC day; 0 is no limit.
+    pub requests_per_day: u32,
     /// Reads in flight at once; mutations are one at a time.
     pub concurrency: u16,
     /// Requests that may wait for their turn.
@@ -79,6 +96,8 @@ pub struct RouteLimits {
     pub body_max: u64,
     /// Memory of the instance, bytes; 0 is no limit.
     pub memory_max: u64,
+    /// What the phexts may take on the disk, bytes; 0 is no limit.
+    pub storage_max: u64,
     /// What writes have to survive.
     pub durability: Durability,
 }
@@ -100,6 +119,8 @@ pub struct Row {
     pub tokens_valid_after: u64,
     /// Limits the proxy enforces.
     pub limits: RouteLimits,
+    /// See [`Writes`].
+    pub writes: Writes,
     /// SHA-256 of each API key.
     pub api_keys: Vec<[u8; 32]>,
 }
@@ -119,4 +140,6 @@ pub struct Route {
     pub tokens_valid_after: u64,
     /// Limits to enforce.
     pub limits: RouteLimits,
+    /// See [`Writes`].
+    pub writes: Writes,
 }

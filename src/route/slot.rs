@@ -34,7 +34,7 @@ const ERRORS: usize = 4;
 const BYTES_IN: usize = 5;
 /// Word 6: bytes of answer bodies.
 const BYTES_OUT: usize = 6;
-/// Word 7: UTC day, days since 1970 | requests on it.
+/// Word 7: UTC day, days since 1970 | requests that were let in on it.
 const TODAY: usize = 7;
 
 /// The values of a slot. They were read one after another, so they may be a request apart.
@@ -56,9 +56,9 @@ pub struct SlotSnapshot {
     pub bytes_in: u64,
     /// Bytes of answer bodies.
     pub bytes_out: u64,
-    /// Days since 1970 (UTC) of the last request.
+    /// Days since 1970 (UTC) of the last request that was let in.
     pub day: u32,
-    /// Requests on that day.
+    /// Requests that were let in on that day.
     pub requests_that_day: u32,
 }
 
@@ -118,12 +118,35 @@ impl SlotActivity {
         flight::clear_side(&self.words[IN_FLIGHT], side);
     }
 
-    /// Counts a request. `now_ns`: CLOCK_MONOTONIC; `day`: days since 1970, UTC. Returns the requests of that day.
-    pub fn note_request(&self, now_ns: u64, day: u32) -> u32 {
+    /// Counts a request, let in or not. `now_ns`: CLOCK_MONOTONIC.
+    pub fn note_request(&self, now_ns: u64) {
         self.words[REQUESTS].fetch_add(1, Relaxed);
         self.update(LAST, |word| word & LOW | (word >> 32).max(stamp(now_ns)) << 32);
-        let step = |word| count_on(word, day);
-        (step(self.update(TODAY, step)) & LOW) as u32
+    }
+
+    /// Counts a request that is let in on `day` (days since 1970, UTC), unless `quota` were let in on it already; 0 is no quota. Returns how many
+    /// that were with this one, or `None` where it is one too many, which is not counted.
+    ///
+    /// All threads of both proxies count in the same word, so together they let in no more than one alone would.
+    pub fn admit_today(&self, day: u32, quota: u32) -> Option<u32> {
+        let word = &self.words[TODAY];
+        let mut old = word.load(Relaxed);
+        loop {
+            let (stands, count) = on(old, day);
+            if quota > 0 && count >= quota {
+                return None;
+            }
+            let new = count.saturating_add(1);
+            match word.compare_exchange_weak(old, u64::from(stands) << 32 | u64::from(new), Relaxed, Relaxed) {
+                Ok(_) => return Some(new),
+                Err(newer) => old = newer,
+            }
+        }
+    }
+
+    /// How many requests were let in on `day` so far.
+    pub fn admitted_on(&self, day: u32) -> u32 {
+        on(self.words[TODAY].load(Relaxed), day).1
     }
 
     /// sq answered. `now_ns`: CLOCK_MONOTONIC.
@@ -187,17 +210,13 @@ fn stamp(now_ns: u64) -> u64 {
     (now_ns / SECOND + 1).min(LOW)
 }
 
-/// One more request on `day`.
+/// The day on which a request of `day` counts, and how many were let in on it.
 ///
 /// A request that was stamped just before midnight and counted just after belongs to the new day; a day much older than the one that
 /// stands here means that the clock was wrong then.
-fn count_on(word: u64, day: u32) -> u64 {
+fn on(word: u64, day: u32) -> (u32, u32) {
     let (stands, count) = ((word >> 32) as u32, word as u32);
-    if day == stands || day.checked_add(1) == Some(stands) {
-        u64::from(stands) << 32 | u64::from(count.saturating_add(1))
-    } else {
-        u64::from(day) << 32 | 1
-    }
+    if day == stands || day.checked_add(1) == Some(stands) { (stands, count) } else { (day, 0) }
 }
 
 #[cfg(test)]
@@ -292,7 +311,8 @@ mod tests {
                 scope.spawn(move || {
                     for n in 1..=1_000 {
                         slot.enter(side);
-                        slot.note_request(n * SECOND, 20_000);
+                        slot.note_request(n * SECOND);
+                        slot.admit_today(20_000, 0);
                         slot.note_answer(n * SECOND);
                         slot.leave(side);
                     }
@@ -308,12 +328,14 @@ mod tests {
     fn the_snapshot_says_what_was_noted_and_reset_forgets_it() {
         let slot = slot();
         assert_eq!(slot.snapshot(), SlotSnapshot::default());
-        assert_eq!(slot.note_request(0, 20_000), 1);
+        slot.note_request(0);
+        assert_eq!(slot.admit_today(20_000, 0), Some(1));
         assert_eq!(slot.snapshot().last_request, Some(0), "the first second after boot is not never");
         assert_eq!(slot.snapshot().last_answer, None);
         slot.note_answer(9 * SECOND + 1);
-        slot.note_request(5 * SECOND, 20_000);
-        slot.note_request(4 * SECOND, 20_000);
+        slot.note_request(5 * SECOND);
+        slot.note_request(4 * SECOND);
+        slot.admit_today(20_000, 0);
         slot.note_error();
         slot.add_bytes_in(10);
         slot.add_bytes_out(1 << 40);
@@ -328,7 +350,7 @@ mod tests {
             bytes_in: 10,
             bytes_out: 1 << 40,
             day: 20_000,
-            requests_that_day: 3,
+            requests_that_day: 2,
         };
         assert_eq!(slot.snapshot(), expected);
         slot.reset();
@@ -338,10 +360,26 @@ mod tests {
     #[test]
     fn a_new_day_counts_from_one_and_a_late_request_of_yesterday_counts_for_today() {
         let slot = slot();
-        let days = [20_000, 20_000, 20_001, 20_000, 20_001, 20_002];
-        assert_eq!(days.map(|day| slot.note_request(0, day)), [1, 2, 1, 2, 3, 1]);
+        let count = |day| slot.admit_today(day, 0).unwrap();
+        assert_eq!([20_000, 20_000, 20_001, 20_000, 20_001, 20_002].map(count), [1, 2, 1, 2, 3, 1]);
         // The clock was years ahead and is right again.
-        assert_eq!([30_000, 20_002, 20_002].map(|day| slot.note_request(0, day)), [1, 1, 2]);
-        assert_eq!([u32::MAX, u32::MAX, 0].map(|day| slot.note_request(0, day)), [1, 2, 1]);
+        assert_eq!([30_000, 20_002, 20_002].map(count), [1, 1, 2]);
+        assert_eq!([u32::MAX, u32::MAX, 0].map(count), [1, 2, 1]);
+    }
+
+    #[test]
+    fn four_threads_let_in_as_many_as_the_quota_of_a_day_and_the_next_day_as_many_again() {
+        let slot = slot();
+        for day in [20_000, 20_001] {
+            let admitted = |_| (0..100).filter(|_| slot.admit_today(day, 150).is_some()).count();
+            let total: usize = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || admitted(n))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!((total, slot.admitted_on(day)), (150, 150), "who is refused is not counted");
+        }
+        assert_eq!(slot.admit_today(20_000, 150), None, "a late request of yesterday counts for today");
+        assert_eq!(slot.admit_today(20_001, 200), Some(151), "a quota that was raised holds at once");
+        assert_eq!((slot.admitted_on(20_002), slot.admit_today(20_002, 150)), (0, Some(1)));
     }
 }

@@ -36,10 +36,12 @@ fn limits(n: u64) -> RouteLimits {
     RouteLimits {
         interval_ns: n,
         burst: n as u32 + 1,
+        requests_per_day: 8 + n as u32,
         concurrency: 3,
         queue: 4,
         body_max: 5 + n,
         memory_max: 6 + n,
+        storage_max: 7 + n,
         durability: [Durability::Process, Durability::Power, Durability::Off][n as usize % 3],
     }
 }
@@ -53,13 +55,14 @@ fn row(id: &str, slot: u32) -> Row {
         slot,
         tokens_valid_after: 1_770_000_000,
         limits: limits(u64::from(slot % 3)),
+        writes: [Writes::All, Writes::OverStorage { used: 1 << 41 | u64::from(slot) }, Writes::DiskLow][slot as usize % 3],
         api_keys: Vec::new(),
     }
 }
 
 fn route(row: &Row) -> Route {
-    let Row { port, state, epoch, slot, tokens_valid_after, limits, .. } = *row;
-    Route { port, state, epoch, slot, tokens_valid_after, limits }
+    let Row { port, state, epoch, slot, tokens_valid_after, limits, writes, .. } = *row;
+    Route { port, state, epoch, slot, tokens_valid_after, limits, writes }
 }
 
 #[test]
@@ -183,7 +186,7 @@ fn a_table_of_another_layout_is_replaced_and_its_readers_learn_of_it() {
     let table = table();
     assert!(!table.reader.is_retired());
     let file = OpenOptions::new().write(true).open(&table.path).unwrap();
-    file.write_all_at(&2_u64.to_le_bytes(), 8).unwrap();
+    file.write_all_at(&3_u64.to_le_bytes(), 8).unwrap();
     assert!(matches!(TableReader::map(table.writer.share().unwrap()), Err(TableError::Layout { .. })));
     let mut writer = TableWriter::open(&table.path).unwrap();
     assert!(table.reader.is_retired());
@@ -234,7 +237,8 @@ fn any_row() -> impl Strategy<Value = Row> {
     let keys = prop::collection::vec((0..60_u8).prop_map(|n| [n; 32]), 0..2);
     ("[a-f]{1,2}", any::<u16>(), state, any::<u64>(), 0..3_u64, keys).prop_map(|(id, port, state, number, tier, api_keys)| {
         let slot = id.bytes().fold(0, |slot, letter| slot * 7 + u32::from(letter - b'a' + 1));
-        Row { id, port, state, epoch: number, slot, tokens_valid_after: !number, limits: limits(tier), api_keys }
+        let writes = if number % 3 == 0 { Writes::OverStorage { used: number } } else { Writes::All };
+        Row { id, port, state, epoch: number, slot, tokens_valid_after: !number, limits: limits(tier), writes, api_keys }
     })
 }
 

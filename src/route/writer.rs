@@ -12,8 +12,8 @@ use super::page::{self, Kind, Page};
 use super::protocol::{Shared, Shipped};
 use super::{Row, TableError};
 
-/// The route table.
-pub(super) const TABLE: Kind = Kind { magic: *b"sqroutes", version: 1, words: TABLE_WORDS, capacity: PLACES, mode: 0o640 };
+/// The route table. Version 1 knew neither quotas nor [`Writes`](super::Writes).
+pub(super) const TABLE: Kind = Kind { magic: *b"sqroutes", version: 2, words: TABLE_WORDS, capacity: PLACES, mode: 0o640 };
 
 /// The one writer of a route table. (That it is the only one is for its owner to see to: the agent holds a lock.)
 pub struct TableWriter {

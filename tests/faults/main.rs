@@ -11,6 +11,7 @@ mod coarse;
 mod descriptors;
 mod disk;
 mod full;
+mod low;
 mod markers;
 mod names;
 mod refused;

@@ -1,13 +1,16 @@
 //! What the proxy answers by itself.
 
+use std::time::Duration;
+
 use http::{Method, StatusCode};
-use sq_agent::route::{RouteLimits, RouteState};
+use sq_agent::route::{RouteLimits, RouteState, Writes};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::Instant,
 };
 
 use super::{
+    busy::Busy,
     client::{Http, full, request},
     fake::Fake,
     host::{Host, LIMITS, now, ready, row, sign},
@@ -92,6 +95,86 @@ async fn the_burst_goes_at_once_and_then_one_request_each_600_ms() {
         assert!(admitted + more <= 21 + at / 600, "{admitted}, then at {after:?} ms");
     }
     serving.abort();
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_that_is_used_up_says_when_the_day_ends_and_refusals_take_nothing_of_it() {
+    let busy = Busy::start(Duration::ZERO).await;
+    let mut limited = ready("alice", 0, busy.port);
+    limited.limits = RouteLimits { interval_ns: 600_000_000_000, burst: 1, requests_per_day: 3, ..LIMITS };
+    let host = Host::start(&[limited.clone()]).await;
+    let token = host.token("alice");
+    let mut connection = host.client().connect(Http::Two).await.unwrap();
+    let mut ask = async || connection.ask(request(Method::GET, &token, "/api/v2/toc", full(""))).await.unwrap();
+    let policy = "\"default\";q=6;w=3600, \"day\";q=3;w=86400";
+    for left in [2, 1] {
+        let answer = ask().await;
+        assert_eq!((answer.status, answer.header("ratelimit-policy")), (StatusCode::OK, policy));
+        assert!(answer.header("ratelimit").contains(&format!("\"day\";r={left};t=")), "{}", answer.header("ratelimit"));
+    }
+    for _ in 0..5 {
+        let refused = ask().await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+        assert!(refused.text().contains("urn:sq-agent:problem:rate-limited"), "{}", refused.text());
+        assert!(refused.header("ratelimit").contains("\"day\";r=1;t="), "{}", refused.header("ratelimit"));
+    }
+    // Without its rate, the last one of the day.
+    limited.limits.interval_ns = 0;
+    host.publish(&[limited.clone()]).await;
+    assert_eq!(ask().await.status, StatusCode::OK);
+    let before = now();
+    let refused = ask().await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    let (seconds, midnight) = (refused.header("retry-after").parse::<u64>().unwrap(), (before / 86_400 + 1) * 86_400);
+    assert!(seconds.abs_diff(midnight - before) <= 10, "{seconds} s");
+    let text = refused.text();
+    assert!(text.contains("urn:sq-agent:problem:quota-used") && text.contains("T00:00:00Z"), "{text}");
+    assert_eq!(refused.header("ratelimit-policy"), "\"day\";q=3;w=86400");
+    assert_eq!(refused.header("ratelimit"), format!("\"day\";r=0;t={seconds}"));
+    limited.limits.requests_per_day = 4;
+    host.publish(&[limited]).await;
+    assert_eq!(ask().await.status, StatusCode::OK, "a raised quota holds at once");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_only_what_makes_less_reaches_sq_and_before_its_body_is_read() {
+    let fake = Fake::start().await;
+    let mut alice = ready("alice", 0, fake.port);
+    alice.limits = RouteLimits { storage_max: 1_000, ..LIMITS };
+    let host = Host::start(&[alice.clone()]).await;
+    let token = host.token("alice");
+    for (writes, slug) in [(Writes::OverStorage { used: 1_234 }, "storage-quota"), (Writes::DiskLow, "disk-low")] {
+        alice.writes = writes;
+        host.publish(&[alice.clone()]).await;
+        for path in ["insert", "update", "json-export"] {
+            let answer = host.client().post(&token, &format!("/api/v2/{path}?p=x"), "text").await;
+            assert_eq!(answer.status, StatusCode::INSUFFICIENT_STORAGE, "{path}");
+            assert!(answer.text().contains(&format!("urn:sq-agent:problem:{slug}\"")), "{}", answer.text());
+            assert_eq!(answer.text().contains("1234 bytes and may take 1000"), slug == "storage-quota");
+        }
+        assert!(fake.is_untouched().await);
+        for path in ["select", "delete", "toc", "something"] {
+            let (client, token) = (host.client(), token.clone());
+            let answer = tokio::spawn(async move { client.get(&token, &format!("/api/v2/{path}?p=x")).await });
+            fake.next().await.answer("200 OK", "").await;
+            assert_eq!(answer.await.unwrap().status, StatusCode::OK, "{path}");
+        }
+    }
+    // Who announces a body and waits for a word is refused without one.
+    let mut raw = host.client().raw(b"http/1.1").await.unwrap();
+    let head = format!("POST /api/v2/insert?p=x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 5\r\n\r\n");
+    raw.write_all(head.as_bytes()).await.unwrap();
+    let mut start = [0; 12];
+    raw.read_exact(&mut start).await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 507");
+    alice.writes = Writes::All;
+    host.publish(&[alice]).await;
+    let client = host.client();
+    let answer = tokio::spawn(async move { client.post(&token, "/api/v2/insert?p=x", "text").await });
+    fake.next().await.answer("200 OK", "").await;
+    assert_eq!(answer.await.unwrap().status, StatusCode::OK, "with room all go on");
     host.stop().await;
 }
 

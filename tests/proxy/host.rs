@@ -11,14 +11,14 @@ use std::{
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use sq_agent::{
-    desired::{Algorithm, TenantId},
+    desired::{AccessLog, Algorithm, TenantId},
     instance_key,
     proxy::{
         JoinNetwork, credentials,
         settings::{Settings, TokenKey},
         supervisor::{ProxyEvent, Supervisor, SupervisorConfig, SupervisorHandle},
     },
-    route::{Activity, RouteLimits, RouteState, Row, TableWriter},
+    route::{Activity, RouteLimits, RouteState, Row, TableWriter, Writes},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -32,10 +32,12 @@ use super::{client::Client, support::DEADLINE};
 pub const LIMITS: RouteLimits = RouteLimits {
     interval_ns: 0,
     burst: 0,
+    requests_per_day: 0,
     concurrency: 8,
     queue: 64,
     body_max: 8 << 20,
     memory_max: 0,
+    storage_max: 0,
     durability: sq_agent::guard::Durability::Off,
 };
 
@@ -44,6 +46,7 @@ pub struct Host {
     pub address: SocketAddr,
     pub activity: Arc<Activity>,
     pub settings: watch::Sender<Arc<Settings>>,
+    pub access_log: watch::Sender<AccessLog>,
     pub events: Mutex<mpsc::Receiver<ProxyEvent>>,
     pub supervisor: Option<SupervisorHandle>,
     pub pid: u32,
@@ -78,6 +81,7 @@ impl Host {
             address: ([127, 0, 0, 1], 0).into(),
             activity,
             settings,
+            access_log: watch::Sender::new(AccessLog::default()),
             events: Mutex::new(events),
             supervisor: None,
             pid: 0,
@@ -119,6 +123,7 @@ impl Host {
             kept: Vec::new(),
             routes: self.routes().await,
             activity: self.activity.clone(),
+            access_log: self.access_log.subscribe(),
             settings: self.settings.subscribe(),
             events: sender,
             replace,
@@ -217,7 +222,7 @@ impl Drop for Host {
 
 /// A row of a tenant whose instance is (or is not) on `port`.
 pub fn row(id: &str, slot: u32, state: RouteState, port: u16, epoch: u64) -> Row {
-    Row { id: id.into(), port, state, epoch, slot, tokens_valid_after: 0, limits: LIMITS, api_keys: vec![] }
+    Row { id: id.into(), port, state, epoch, slot, tokens_valid_after: 0, limits: LIMITS, writes: Writes::All, api_keys: vec![] }
 }
 
 pub fn ready(id: &str, slot: u32, port: u16) -> Row {

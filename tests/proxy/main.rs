@@ -10,6 +10,7 @@ mod floods;
 mod frames;
 mod host;
 mod load;
+mod logs;
 mod network;
 mod real_sq;
 mod replace;

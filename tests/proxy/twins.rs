@@ -53,6 +53,39 @@ async fn two_proxies_together_admit_no_more_than_one_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_proxies_together_let_in_no_more_in_a_day_than_the_quota_and_so_does_the_next_agent() {
+    let busy = Busy::start(Duration::ZERO).await;
+    let mut alice = ready("alice", 0, busy.port);
+    alice.limits = RouteLimits { requests_per_day: 20, ..LIMITS };
+    let mut host = Host::start(&[alice]).await;
+    let to_old = two_proxies(&mut host, 15).await;
+    let (client, token) = (host.client(), host.token("alice"));
+    let mut asked = JoinSet::new();
+    for mut connection in to_old {
+        let request = request(Method::GET, &token, "/api/v2/toc", full(""));
+        asked.spawn(async move { connection.ask(request).await.unwrap().status });
+    }
+    for _ in 0..15 {
+        let (client, token) = (client.clone(), token.clone());
+        asked.spawn(async move { client.get(&token, "/api/v2/toc").await.status });
+    }
+    let answers = asked.join_all().await;
+    let count = |status| answers.iter().filter(|answer| **answer == status).count();
+    assert_eq!((count(StatusCode::OK), count(StatusCode::TOO_MANY_REQUESTS)), (20, 10));
+    let slot = host.activity.slot(0).unwrap().snapshot();
+    assert_eq!((slot.requests, slot.requests_that_day), (30, 20), "all are counted, and those that were let in");
+    assert_eq!(retired(&host).await.1, Some(0));
+    // A proxy that dies, and an agent that begins anew.
+    super::agent::kill(host.pid);
+    host.pid = host.until_up().await;
+    host.agent().await;
+    let refused = host.client().get(&token, "/api/v2/toc").await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.text().contains("urn:sq-agent:problem:quota-used"), "{}", refused.text());
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_proxies_write_to_a_tenant_one_at_a_time() {
     let busy = Busy::start(Duration::from_millis(20)).await;
     let mut host = Host::start(&[ready("alice", 0, busy.port)]).await;

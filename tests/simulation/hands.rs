@@ -12,6 +12,7 @@ use sq_agent::{
         ports::PortState,
         process::StopSignal,
         scan::Found,
+        storage::DiskSpace,
         usage::Memory,
     },
     observed::{Moment, Restore},
@@ -223,7 +224,7 @@ impl World for SimWorld {
         });
     }
 
-    fn survey(&mut self, _desired: &Desired, instances: HashMap<u32, Option<Memory>>) {
+    fn survey(&mut self, _desired: &Desired, instances: HashMap<u32, Option<Memory>>, _storage: Vec<TenantId>) {
         self.ask_of(Call::Survey, |state| {
             let takes = state.rng.between(0, 200);
             state.after(takes, Next::SurveyNow(state.agent, instances.into_keys().collect()));
@@ -339,6 +340,18 @@ impl World for SimWorld {
 
     fn requests(&self, _slot: u32) -> u64 {
         0
+    }
+
+    fn requests_on(&self, _slot: u32, _day: u32) -> u32 {
+        0
+    }
+
+    fn lost_log_lines(&self) -> u64 {
+        0
+    }
+
+    fn disk(&mut self) -> Option<DiskSpace> {
+        None
     }
 
     fn isolation(&self) -> Option<Isolation> {

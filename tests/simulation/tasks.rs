@@ -238,7 +238,11 @@ impl State {
 
     fn survey_now(&mut self, agent: u64, known: &BTreeSet<u32>) {
         let found = found(self).into_iter().filter(|found| !known.contains(&found.pid)).collect();
-        self.send(agent, None, Event::Surveyed(Survey { found, memory: Vec::new(), in_doubt: self.doubts.iter().cloned().collect() }));
+        self.send(
+            agent,
+            None,
+            Event::Surveyed(Survey { found, memory: Vec::new(), in_doubt: self.doubts.iter().cloned().collect(), storage: Vec::new() }),
+        );
     }
 
     fn kept(&mut self, agent: u64, number: u64, id: &TenantId) {

@@ -88,6 +88,7 @@ impl Host {
             https: ports.https,
             sq: sq_binary(),
             isolation: "auto",
+            disk_reserve: "none",
             more: String::new(),
             tenants: Default::default(),
         };

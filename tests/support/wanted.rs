@@ -13,6 +13,8 @@ pub struct Wanted {
     pub sq: std::path::PathBuf,
     /// `auto`, `required` or `off`.
     pub isolation: &'static str,
+    /// `[agent] disk_reserve`; `none`, since the disk of whoever runs the tests may be nearly full.
+    pub disk_reserve: &'static str,
     /// Further tables, as they stand in the file.
     pub more: String,
     /// Every tenant by id.
@@ -53,6 +55,7 @@ impl Wanted {
 state_dir = "state"
 ports = "{}-{}"
 isolation = "{}"
+disk_reserve = "{}"
 
 [sq]
 binary = {:?}
@@ -75,7 +78,7 @@ burst = 20
 rate = "none"
 body_max = "4K"
 "#,
-            self.ports.0, self.ports.1, self.isolation, self.sq, self.https
+            self.ports.0, self.ports.1, self.isolation, self.disk_reserve, self.sq, self.https
         );
         text.push_str(&self.more);
         for (id, tenant) in &self.tenants {

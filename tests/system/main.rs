@@ -22,5 +22,6 @@ mod liveness;
 mod memory;
 mod rollout;
 mod snapshots;
+mod storage;
 mod upgrade;
 mod uploads;

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 
+from . import table
 from .host import Broken
 from .rivals import TEMPLATES
 
@@ -44,6 +45,40 @@ def _figures(url, done):
     if wrong or not figures["requests"]:
         raise Broken(f"wrk on {url}: {figures['requests']} requests, errors {wrong}")
     return figures
+
+
+class H2load:
+    """HTTP/1.1 over kept TLS connections by h2load, begun at once; `how` says how many and how fast. Each request's time is in its log."""
+
+    def __init__(self, url, authorization, how, seconds, log, nice=0):
+        log.unlink(missing_ok=True)
+        self.url, self.seconds, self.log = url, seconds, log
+        command = ["h2load", "--h1", "-t", "1", "-D", str(seconds), f"--log-file={log}", "-H", f"Authorization: {authorization}"]
+        self.process = subprocess.Popen(
+            [*command, *how, url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=(lambda: os.nice(nice)) if nice else None,
+        )
+
+    def result(self):
+        """Waits for its end: requests, of these refused (429), seconds, p50 and p99. Any other failure breaks the measurement."""
+        try:
+            output, _ = self.process.communicate(timeout=self.seconds + 60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise Broken(f"h2load on {self.url} did not end") from None
+        if self.process.returncode != 0 or not self.log.exists():
+            raise Broken(f"h2load on {self.url}: exit {self.process.returncode}\n{output}")
+        rows = [line.split("\t") for line in self.log.read_text().splitlines()]
+        times = [int(row[2]) / 1e3 for row in rows]
+        status = [row[1] for row in rows]
+        wrong = {code: status.count(code) for code in set(status) - {"200", "429"}}
+        if wrong or not rows:
+            raise Broken(f"h2load on {self.url}: {len(rows)} requests, statuses {wrong}\n{output}")
+        percentiles = {f"p{share}_ms": table.percentile(times, share / 100) for share in (50, 99)}
+        return {"requests": len(rows), "refused": status.count("429"), "seconds": self.seconds} | percentiles
 
 
 def ab(url, authorization, connections, seconds, core, directory):

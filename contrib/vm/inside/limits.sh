@@ -8,6 +8,7 @@ chmod 700 /var/lib/sq
 cat >$tenants <<'T'
 [agent]
 state_dir = "/var/lib/sq"
+disk_reserve = "none"
 [sq]
 binary = "/usr/bin/sq"
 [proxy]

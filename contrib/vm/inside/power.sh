@@ -7,6 +7,7 @@ cat >$SQ_AGENT_TENANTS <<T
 [agent]
 state_dir  = "/var/lib/sq"
 durability = "$durability"
+disk_reserve = "none"
 [sq]
 binary = "/usr/bin/sq"
 [proxy]

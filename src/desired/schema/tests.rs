@@ -17,6 +17,8 @@ fn breach(root: &Json, schema: &Json, value: &Json) -> Option<String> {
             "type" => (rule != kind_of(value)).then(|| format!("{value} is no {rule}")),
             "pattern" => (!Regex::new(rule.as_str()?).unwrap().is_match(value.as_str().unwrap_or_default()))
                 .then(|| format!("{value} is not {rule}")),
+            "const" => (rule != value).then(|| format!("{value} is not {rule}")),
+            "anyOf" => rule.as_array()?.iter().map(|rule| breach(root, rule, value)).min().flatten(),
             "enum" => (!rule.as_array()?.contains(value)).then(|| format!("{value} is none of {rule}")),
             "minLength" => (value.as_str().map(str::len) < rule.as_u64().map(|n| n as usize)).then(|| "too short".into()),
             "maxLength" => (value.as_str().map(str::len) > rule.as_u64().map(|n| n as usize)).then(|| "too long".into()),
@@ -91,7 +93,7 @@ fn every_key_is_read_and_changes_what_is_desired() {
             (_, Kind::CpuOrNone) => "\"7%\"",
             (_, Kind::RateOrNone) => "\"7/h\"",
             ("port", _) => "10007",
-            (_, Kind::Integer { .. }) => "7",
+            (_, Kind::Integer { .. } | Kind::IntegerOrNone { .. }) => "7",
             (_, Kind::Flag) => "false",
             (_, Kind::Moment) => "2020-01-01T00:00:00Z",
             (_, Kind::Ports) => "\"2000-3000\"",
