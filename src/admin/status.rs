@@ -131,6 +131,9 @@ pub struct ProxyStatus {
     pub listen: Vec<String>,
     /// What is wrong with it.
     pub detail: Option<String>,
+    /// Keys and certificates that are no good, a sentence each; what was good before stays in force.
+    #[serde(default)]
+    pub troubles: Vec<String>,
 }
 
 /// One tenant.

@@ -158,7 +158,7 @@ mod tests {
             memory_enforced: "kernel".into(),
             pending_restart: vec![],
         };
-        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None };
+        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None, troubles: vec![] };
         Status { agent, proxy, held: None, rollout: None, backup: None, tenants: vec![tenant("a", "ready", "answers")] }
     }
 

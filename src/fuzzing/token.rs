@@ -9,7 +9,7 @@ use crate::{
     desired::Algorithm,
     proxy::{
         auth::{Authenticator, Keys},
-        settings::TokenKey,
+        settings::{KeyForm, TokenKey},
     },
     secret::Secret,
 };
@@ -18,7 +18,7 @@ const SECRET: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
 const NOW: u64 = 1_800_000_000;
 
 static DOOR: LazyLock<Authenticator> = LazyLock::new(|| {
-    let key = TokenKey { kid: None, alg: Algorithm::HS256, secret: Secret::new(SECRET), iss: None, aud: None };
+    let key = TokenKey { kid: None, alg: Algorithm::HS256, secret: Secret::new(SECRET), form: KeyForm::File, iss: None, aud: None };
     let keys = Keys::new(&[key]).unwrap_or_else(|error| panic!("{error}"));
     Authenticator::new(keys)
 });

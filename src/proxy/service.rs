@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::{
     access_log::{AccessLog, Entry},
     answer::{AnswerBody, Held, Streamed},
-    auth::Identity,
+    auth::{AuthError, Proof},
     classify::{Kind, Verdict, classify},
     clock,
     connection::State,
@@ -35,6 +35,7 @@ use super::{
     request_id::{RequestId, RequestIds},
     tenant::{Tenant, Tenants},
     track::Track,
+    unknown_kid::UnknownKids,
     upload::{self, Share},
 };
 use crate::{
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) log: AccessLog,
     /// To the agent; full or unread means dropped.
     pub(crate) nudges: mpsc::Sender<(TenantId, NudgeReason)>,
+    /// Has keys renewed.
+    pub(crate) unknown_kids: UnknownKids,
     /// Guards writes.
     pub(crate) guardian: Guardian,
     /// Bytes of request bodies in memory.
@@ -154,8 +157,14 @@ async fn serve(
         Verdict::MethodNotAllowed => return Err(Problem::MethodNotAllowed),
         Verdict::Favicon => return Err(Problem::NoFavicon),
     };
-    let live = shared.live.get();
-    let (identity, route) = authorize(&live, parts, track)?;
+    let mut live = shared.live.get();
+    let (who, route) = match authorize(&live, parts, track) {
+        Err(Problem::Unauthorized(AuthError::UnknownKid)) if live.keys_renew && shared.unknown_kids.renewed(&shared.live, &live).await => {
+            live = shared.live.get();
+            authorize(&live, parts, track)?
+        }
+        authorized => authorized?,
+    };
     let admission = admit(&live, &route)?;
     *allowance = Some((route.limits, admission));
     if let Admission::Refused { retry_after_ns, .. } = admission {
@@ -168,7 +177,7 @@ async fn serve(
     }
     let tenant = shared.tenants.at(route.slot).ok_or(Problem::TableBusy)?;
     let target = target(kind, &route, parts)?;
-    let visit = Visit { shared, tenant, parts, id, peer, kind, who: &identity.id, target };
+    let visit = Visit { shared, tenant, parts, id, peer, kind, who: &who, target };
     visit.dispatch(route, body, share, track).await
 }
 
@@ -181,19 +190,41 @@ fn target(kind: Kind, route: &Route, parts: &Parts) -> Result<Option<Target>, Pr
 }
 
 /// Whose request it is, and that they may come in.
-fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(Identity, Route), Problem> {
+fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(TenantId, Route), Problem> {
     let now = clock::unix_seconds(SystemTime::now());
-    let identity = live.auth.authenticate(&parts.headers, now).map_err(Problem::Unauthorized)?;
-    if let Some(entry) = track.entry() {
-        entry.tenant = Some(identity.id.clone());
-    }
-    let route = look(live, &identity.id)?;
-    identity.not_revoked(route.tokens_valid_after).map_err(Problem::Unauthorized)?;
+    let mut belongs_to = |id: &TenantId| {
+        if let Some(entry) = track.entry() {
+            entry.tenant = Some(id.clone());
+        }
+    };
+    let (id, route) = match live.auth.authenticate(&parts.headers, now).map_err(Problem::Unauthorized)? {
+        Proof::Token(identity) => {
+            belongs_to(&identity.id);
+            let route = look(live, &identity.id)?;
+            identity.not_revoked(route.tokens_valid_after).map_err(Problem::Unauthorized)?;
+            (identity.id, route)
+        }
+        Proof::ApiKey(digest) => {
+            let (id, route) = owner(live, &digest)?;
+            belongs_to(&id);
+            (id, route)
+        }
+    };
     track.belongs_to(live, route.slot);
     if route.state == crate::route::RouteState::Suspended {
         return Err(Problem::Suspended);
     }
-    Ok((identity, route))
+    Ok((id, route))
+}
+
+/// Whose API key has this SHA-256. A key that was taken out of tenants.toml is nobody's from the next publish on.
+fn owner(live: &Live, digest: &[u8; 32]) -> Result<(TenantId, Route), Problem> {
+    match live.routes.lookup_api_key(digest) {
+        Ok(Some((id, route))) => Ok((TenantId::parse(&id).map_err(|_| Problem::TableBusy)?, route)),
+        Ok(None) if live.routes.generation() == 0 => Err(Problem::TableBusy),
+        Ok(None) => Err(Problem::Unauthorized(AuthError::UnknownApiKey)),
+        Err(_) => Err(Problem::TableBusy),
+    }
 }
 
 /// Counts the request and asks the rate limit.

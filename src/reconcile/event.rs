@@ -17,6 +17,8 @@ pub enum Event<P> {
     Looked(TenantId, u64, Look<P>),
     /// A full look at the host.
     Surveyed(Survey),
+    /// Keys of an identity provider were fetched, or could not be.
+    KeySets,
     /// A backup off this host ended.
     BackedUp(Report),
     /// A write to a tenant of whom nothing runs had broken off, and the text is as it was.

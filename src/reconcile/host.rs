@@ -14,7 +14,7 @@ use super::{
 use crate::{
     backup::{self, Job, Report},
     crash_point,
-    desired::{self, Desired, Snapshots, SqSource, TenantId},
+    desired::{self, Desired, Snapshots, SqSource, TenantId, Watch},
     guard,
     instance::{
         Process, binary,
@@ -30,7 +30,11 @@ use crate::{
     },
     instance_key,
     observed::{Moment, Restore, monotonic},
-    proxy::{credentials, settings::Settings},
+    proxy::{
+        key_sets::KeySets,
+        ring::{self, Look, Ring},
+        settings::Settings,
+    },
     route::{Activity, Row, TableError, TableWriter},
     secret::Secret,
     snapshot::{Reason, RestoreOrder, SnapshotOrder},
@@ -53,6 +57,10 @@ pub struct HostParts {
     pub instance_secret: Secret,
     /// Where the proxy's settings go.
     pub settings: watch::Sender<Arc<Settings>>,
+    /// What they are made of.
+    pub ring: Ring,
+    /// On tenants.toml, and to be on the files that it names.
+    pub watch: Option<Watch>,
     /// Starts instances, and gives sockets in their network.
     pub launcher: Launcher,
     /// Told at each tick that the loop turns, for whoever watches over the agent.
@@ -68,6 +76,10 @@ pub struct Host {
     asking: usize,
     reports: Reports,
     tasks: Tasks,
+    /// Keys that are fetched.
+    key_sets: KeySets,
+    /// The files on which the watch is.
+    watched: Vec<PathBuf>,
     /// The backup off this host that is under way, or was last.
     backup: Option<backup::Running>,
 }
@@ -77,7 +89,10 @@ impl Host {
     pub(super) fn new(parts: HostParts) -> (Self, mpsc::UnboundedReceiver<Event<Arc<Process>>>) {
         let (reports, events) = mpsc::unbounded_channel();
         let pulse = Pulse::new(parts.launcher.network(), Health::LIMIT);
-        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new(), backup: None }, events)
+        let news = reports.clone();
+        // The loop is gone only when the agent ends.
+        let key_sets = KeySets::new(&parts.state_dir, move || _ = news.send(Event::KeySets));
+        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new(), key_sets, watched: Vec::new(), backup: None }, events)
     }
 
     /// Ends every task, so that nothing of this agent acts any more; the instances and their rows stay as they are.
@@ -86,6 +101,7 @@ impl Host {
             // It ends within seconds; a panic of it ends it as well.
             let _ = tokio::task::spawn_blocking(move || running.halt()).await;
         }
+        self.key_sets.halt();
         self.tasks.halt().await;
     }
 
@@ -134,10 +150,27 @@ impl World for Host {
         Ok(())
     }
 
-    fn renew_settings(&mut self, desired: &Desired) -> Result<(), String> {
-        let settings = credentials::settings(desired).map_err(|error| error.to_string())?;
-        self.parts.settings.send_replace(Arc::new(settings));
-        Ok(())
+    fn renew_settings(&mut self, desired: &Desired) -> Vec<String> {
+        let files = ring::files(desired);
+        if let Some(watch) = self.parts.watch.as_ref().filter(|_| files != self.watched) {
+            watch.follow(files.clone());
+            self.watched = files;
+        }
+        self.key_sets.follow(ring::urls(desired));
+        let Look { settings, mut troubles } = self.parts.ring.look(desired);
+        self.parts.settings.send_if_modified(|sent| {
+            let changed = **sent != settings;
+            if changed {
+                *sent = Arc::new(settings);
+            }
+            changed
+        });
+        troubles.extend(self.key_sets.troubles());
+        troubles
+    }
+
+    fn renew_key_sets(&mut self) {
+        self.key_sets.ask();
     }
 
     fn back_up(&mut self, job: Job) {
