@@ -15,4 +15,5 @@ mod sandbox;
 #[path = "../support/mod.rs"]
 mod support;
 mod twins;
+mod who;
 mod wire;
