@@ -123,7 +123,13 @@ pub(crate) fn read(key: &'static Key, kind: Kind, value: &Spanned<DeValue<'_>>, 
         (kind, scalar) => match read_scalar(kind, scalar) {
             Ok(value) => Some(value),
             Err(fault) => {
-                let show = if matches!(kind, Kind::Digest | Kind::Repository | Kind::Url) { Show::NotSpan } else { Show::Line };
+                // A key, or a password, may stand where none should.
+                let hide = match kind {
+                    Kind::Digest | Kind::Repository => true,
+                    Kind::Url => scalar.as_str().is_some_and(|text| text.contains('@')),
+                    _ => false,
+                };
+                let show = if hide { Show::NotSpan } else { Show::Line };
                 found.push(Finding::new(value.span(), format!("`{}` {fault}", key.name), key.expected()).show(show));
                 None
             }

@@ -252,7 +252,7 @@ fn token_keys_come_from_exactly_one_place() {
     refused(&jwt("jwks_file = 'j'\nalg = 'RS256'"), "'RS256'", &["remove `alg`"]);
     refused(&jwt("jwks_file = 'j'\nkid = 'a'"), "'a'", &["remove `kid`"]);
     refused(&jwt("jwks_url = 'http://x/j'"), "'http://x/j'", &["https://"]);
-    refused(&jwt("jwks_url = 'https://u:pw@x/j'"), "'https://u:pw@x/j'", &["no secret stands in this file"]);
+    refused(&jwt("jwks_url = 'https://u:pw@x/j'"), "…", &["no secret stands in this file"]);
     good(&format!("{}{}", jwt("jwks_file = 'j'"), jwt("jwks_url = 'https://x/j'")));
 }
 

@@ -1,8 +1,8 @@
 //! The proxy: its own process between the network and the instances, and the agent's side of it.
 //!
 //! In the proxy process ([`process`]), a request goes tls -> auth -> route -> admit -> forward (`service` has the order and its reasons). In the
-//! agent, `credentials` reads what the proxy must know, `listen` binds, and `supervisor` starts the process, keeps it, and replaces it by a new
-//! one: `standing` says who lives, `birth` starts, `retirement` sees off, `supervise` joins them.
+//! agent, `ring` has what the proxy must know (`credentials` reads files, `key_sets` fetches), `listen` binds, and `supervisor` starts the process,
+//! keeps it, and replaces it by a new one: `standing` says who lives, `birth` starts, `retirement` sees off, `supervise` joins them.
 #![forbid(unsafe_code)]
 
 mod access_log;
