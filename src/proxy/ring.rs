@@ -77,6 +77,22 @@ impl Ring {
         }
     }
 
+    /// What of the files that `desired` names is no good; nothing is made and nothing kept.
+    pub fn troubles(desired: &Desired) -> Vec<String> {
+        let mut ring = Self { instance_secret: Secret::new([]), certificate: Part::NONE, keys: BTreeMap::new() };
+        let mut troubles = Vec::new();
+        if desired.proxy.tls.is_some() {
+            ring.look_at_certificate(desired);
+            troubles.extend(ring.certificate.trouble.map(|why| format!("[proxy.tls]: {why}")));
+        }
+        for key in &desired.proxy.jwt {
+            let mut part = Part::NONE;
+            look_at_keys(&mut part, &key.source, &desired.state_dir);
+            troubles.extend(part.trouble.map(|why| format!("[[proxy.jwt]] {why}")));
+        }
+        troubles
+    }
+
     /// Reads everything anew.
     pub fn look(&mut self, desired: &Desired) -> Look {
         let mut troubles = Vec::new();
@@ -299,6 +315,26 @@ mod tests {
             "{:?}",
             look.troubles
         );
+    }
+
+    #[test]
+    fn a_check_names_every_file_that_is_no_good_and_makes_none() {
+        let bench = Bench::new(
+            "[proxy.tls]\ncert = 'cert.pem'\nkey = 'key.pem'\n[[proxy.jwt]]\njwks_file = 'j'\n[[proxy.jwt]]\njwks_url = 'https://x/j'\n",
+        );
+        bench.put("cert.pem", "nonsense");
+        bench.put("key.pem", "nonsense");
+        bench.put("j", "nonsense");
+        let troubles = Ring::troubles(&bench.desired);
+        assert!(
+            troubles.len() == 2 && troubles[0].starts_with("[proxy.tls]: ") && troubles[1].contains("/j: it is no JWKS"),
+            "{troubles:?}"
+        );
+        bench.certificate();
+        bench.put("j", jwks(&["a"]));
+        assert_eq!(Ring::troubles(&bench.desired), Vec::<String>::new());
+        assert_eq!(Ring::troubles(&Bench::new("").desired), Vec::<String>::new());
+        assert!(!bench.desired.state_dir.exists());
     }
 
     #[test]
