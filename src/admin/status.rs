@@ -198,6 +198,9 @@ pub struct ProxyStatus {
     /// Lines of the access log that could not be written: the disk was full, or too slow.
     #[serde(default)]
     pub lost_log_lines: u64,
+    /// Keys and certificates that are no good, a sentence each; what was good before stays in force.
+    #[serde(default)]
+    pub troubles: Vec<String>,
 }
 
 /// One tenant.

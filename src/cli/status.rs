@@ -42,6 +42,7 @@ fn trouble(status: &Status) -> bool {
         || status.gitops.as_ref().is_some_and(|gitops| gitops.refused.is_some() || gitops.last_error.is_some())
         || status.disk.is_some_and(|disk| disk.writes_refused)
         || status.proxy.pid.is_none()
+        || !status.proxy.troubles.is_empty()
         || !status.tenants.iter().all(settled)
 }
 
@@ -56,6 +57,9 @@ fn print(status: &Status) {
             pid.map_or("is down".to_owned(), |pid| format!("(pid {pid})")),
             detail.as_deref().unwrap_or_default()
         ),
+    }
+    for trouble in &status.proxy.troubles {
+        anstream::eprintln!("no good: {trouble}");
     }
     if let Some(error) = &agent.config_error {
         anstream::eprintln!("tenants.toml has been refused for {} s; the last good one is in force:\n{error}", agent.config_stale_seconds);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use crate::{desired::Desired, instance::limits, proxy::credentials, store::Store};
+use crate::{desired::Desired, instance::limits, proxy::ring::Ring, store::Store};
 
 /// Whether an agent of this program could begin on this host, with the state that another one holds.
 ///
@@ -12,7 +12,7 @@ use crate::{desired::Desired, instance::limits, proxy::credentials, store::Store
 /// Each says what stands against it.
 pub(super) fn check(desired: &Desired) -> anyhow::Result<()> {
     limits::prepare_agent_limits()?;
-    credentials::settings(desired).context("keys and certificates")?;
+    Ring::new(desired).context("keys and certificates")?;
     Store::check(&desired.state_dir).context("instances.db")?;
     readable(Path::new("/proc/self/stat"))
 }

@@ -26,6 +26,7 @@ use crate::{
     },
     proxy::{
         JoinNetwork, credentials,
+        ring::Ring,
         supervisor::{Supervisor, SupervisorConfig, SupervisorHandle},
     },
     reconcile::{
@@ -72,7 +73,6 @@ pub(super) struct Term {
     pages: [PathBuf; 2],
     /// Who inherits next, where the agent before is about to become this program.
     successor: Option<JoinHandle<Option<Holder>>>,
-    _watch: Option<Watch>,
 }
 
 /// How a term ended.
@@ -116,8 +116,13 @@ impl Term {
         if let Some(moved) = &opened.corrupt_moved_to {
             tracing::error!(kept = %moved.display(), "instances.db was corrupt: it was moved aside and is rebuilt from what runs");
         }
-        let (settings_sender, settings) = watch::channel(Arc::new(credentials::settings(&desired)?));
+        let (ring, first_look) = Ring::new(&desired)?;
+        let (settings_sender, settings) = watch::channel(Arc::new(first_look.settings));
         let (access_log_sender, access_log) = watch::channel(desired.proxy.access_log.clone());
+        let (changes, changed) = mpsc::channel(1);
+        let watch = Watch::start(&file, changes)
+            .inspect_err(|error| tracing::warn!(%error, "tenants.toml is not watched; it is still read every 5 s"))
+            .ok();
         let pages = ["routes", "activity"].map(|kind| PathBuf::from(SHARED_MEMORY).join(format!("sq-agent-{}-{kind}", desired.name)));
         let table = TableWriter::open(&pages[0])?;
         let activity = Arc::new(Activity::open(&pages[1])?);
@@ -135,6 +140,8 @@ impl Term {
                 instance_secret: credentials::instance_secret(&desired.state_dir)?,
                 settings: settings_sender,
                 access_log: access_log_sender,
+                ring,
+                watch,
                 launcher: launcher.clone(),
                 alive: systemd::alive,
             },
@@ -164,10 +171,6 @@ impl Term {
         .await?;
         agent.listens_on(&supervisor.addresses());
         systemd::store(supervisor.listeners());
-        let (changes, changed) = mpsc::channel(1);
-        let watch = Watch::start(&file, changes)
-            .inspect_err(|error| tracing::warn!(%error, "tenants.toml is not watched; it is still read every 5 s"))
-            .ok();
         let (questions, asked) = mpsc::channel(16);
         let (ask_upgrade, upgrades) = mpsc::channel(1);
         let listener = admin::server::bind(&admin::socket(&desired.state_dir)).context("binding the agent's socket")?;
@@ -175,20 +178,7 @@ impl Term {
         let (to_loop, loop_signals) = mpsc::channel(4);
         let settled = agent.settled();
         let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, questions: asked, signals: loop_signals }));
-        Ok(Self {
-            file,
-            to_loop,
-            running,
-            settled,
-            supervisor,
-            socket,
-            questions,
-            upgrades,
-            launcher,
-            pages,
-            successor: None,
-            _watch: watch,
-        })
+        Ok(Self { file, to_loop, running, settled, supervisor, socket, questions, upgrades, launcher, pages, successor: None })
     }
 
     /// For questions to the loop.

@@ -138,9 +138,11 @@ pub(crate) static ACCESS_LOG: Section = section("access_log", "[proxy.access_log
 
 #[rustfmt::skip]
 pub(crate) static JWT: Section = section("jwt", "[[proxy.jwt]]", &[
-    key("kid", Kind::Text, Optional("the key of tokens that name none"), "\"2026-02\"", "key id; no two keys share one"),
-    key("alg", Kind::Algorithm, Required, "\"HS256\"", "the one algorithm of this key: HS256, ES256, EdDSA, RS256"),
-    key("secret_file", Kind::Path, Required, "\"/etc/sq-agent/jwt.key\"", "HS256: the secret, at least 32 bytes, mode 0600; else the PEM public key"),
+    key("kid", Kind::Text, Optional("the key of tokens that name none"), "\"2026-02\"", "id of the key in `secret_file`; no two share one"),
+    key("alg", Kind::Algorithm, Optional("each key of a JWKS has its own"), "\"HS256\"", "the one algorithm of the key in `secret_file`: HS256, ES256, EdDSA, RS256"),
+    key("secret_file", Kind::Path, Optional("`jwks_file` or `jwks_url`"), "\"/etc/sq-agent/jwt.key\"", "HS256: the secret, at least 32 bytes, mode 0600; else the PEM public key"),
+    key("jwks_file", Kind::Path, Optional("`secret_file` or `jwks_url`"), "\"/etc/sq-agent/jwks.json\"", "an identity provider's public keys, a JWKS of at most 64 KiB"),
+    key("jwks_url", Kind::Url, Optional("`secret_file` or `jwks_file`"), "\"https://login.example.com/.well-known/jwks.json\"", "where an identity provider publishes them; fetched every 5 min, and when a token names a new kid"),
     key("iss", Kind::Text, Optional("any issuer"), "\"https://login.example.com\"", "the issuer that tokens must name"),
     key("aud", Kind::Text, Optional("any audience"), "\"sq\"", "the audience that tokens must name"),
 ]);
@@ -178,7 +180,7 @@ pub(crate) static TENANT: Section = Section { name: "tenant", header: "[[tenants
     key("id", Kind::Id, Required, "\"user1@example.com\"", "unique name, the `sub` of its tokens: 1 to 128 letters, digits and . _ - + @, no leading dot"),
     key("tier", Kind::TierName, Default("\"free\""), "\"free\"", "name of its tier; each key of a tier may be overridden beside it"),
     key("suspended", Kind::Flag, Default("false"), "true", "answer 403, stop the instance, keep the data"),
-    key("api_keys", Kind::List(&Kind::Digest), Default("[]"), "[\"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"]", "SHA-256 digests of its API keys"),
+    key("api_keys", Kind::List(&Kind::Digest), Default("[]"), "[\"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"]", "SHA-256 digests of its API keys; `sq-agent token --api-key` makes one"),
     key("port", Kind::Integer { min: 1, max: 65_535 }, Optional("any free one of `[agent] ports`"), "10001", "the port of its instance, from its next start on, while nothing else holds it; nobody but the proxy can see it, so few need this"),
     key("tokens_valid_after", Kind::Moment, Optional("tokens of any age"), "2026-02-09T22:32:00Z", "revokes all tokens issued before"),
 ] };

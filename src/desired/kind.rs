@@ -132,7 +132,13 @@ pub(crate) fn read(key: &'static Key, kind: Kind, value: &Spanned<DeValue<'_>>, 
         (kind, scalar) => match read_scalar(kind, scalar) {
             Ok(value) => Some(value),
             Err(fault) => {
-                let show = if matches!(kind, Kind::Digest | Kind::Repository | Kind::GitUrl) { Show::NotSpan } else { Show::Line };
+                // A key, or a password, may stand where none should.
+                let hide = match kind {
+                    Kind::Digest | Kind::Repository | Kind::GitUrl => true,
+                    Kind::Url => scalar.as_str().is_some_and(|text| text.contains('@')),
+                    _ => false,
+                };
+                let show = if hide { Show::NotSpan } else { Show::Line };
                 found.push(Finding::new(value.span(), format!("`{}` {fault}", key.name), key.expected()).show(show));
                 None
             }
@@ -197,6 +203,8 @@ fn read_text(kind: Kind, text: &str) -> Result<Value, Fault> {
         Kind::Name => check(is_name(text), own(), "must have 1 to 64 lower-case letters, digits or `-`"),
         Kind::TierName => check(is_tier_name(text), own(), "must have 1 to 32 letters, digits, `_` or `-`"),
         Kind::Version => check(is_version(text), own(), "must be one exact version of three numbers, not a range"),
+        // The text itself stays out of the message: a password may stand in it.
+        Kind::Url if text.contains('@') => Err("holds a user name or password; no secret stands in this file".into()),
         Kind::Url => check(is_url(text), own(), "must be an https:// address with a host"),
         // The text itself stays out of the message: a password stands in it.
         Kind::Repository if has_password(text) => {

@@ -75,6 +75,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::desired::{Algorithm, KeySource};
 
     #[test]
     fn loading_looks_at_the_files_that_are_named() {
@@ -100,7 +101,8 @@ mod tests {
             put(name, mode);
         }
         let desired = load(&file).unwrap();
-        assert_eq!(desired.proxy.jwt[0].secret_file, dir.path().canonicalize().unwrap().join("hs"));
+        let path = dir.path().canonicalize().unwrap().join("hs");
+        assert_eq!(desired.proxy.jwt[0].source, KeySource::File { kid: None, alg: Algorithm::HS256, path });
     }
 
     #[test]

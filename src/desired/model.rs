@@ -228,7 +228,7 @@ pub enum IsolationMode {
 }
 
 /// A signature algorithm; each key has exactly one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Algorithm {
     /// HMAC with SHA-256.
     HS256,
@@ -240,15 +240,29 @@ pub enum Algorithm {
     RS256,
 }
 
-/// `[[proxy.jwt]]`: a key that verifies tokens.
+/// Where keys that verify tokens come from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum KeySource {
+    /// `secret_file`: one key.
+    File {
+        /// Key id; a token that names a `kid` must name this one.
+        kid: Option<String>,
+        /// The one algorithm of this key.
+        alg: Algorithm,
+        /// File with the secret (HS256) or the PEM public key.
+        path: PathBuf,
+    },
+    /// `jwks_file`: all of a JWKS.
+    JwksFile(PathBuf),
+    /// `jwks_url`: the same, fetched.
+    JwksUrl(String),
+}
+
+/// `[[proxy.jwt]]`: keys that verify tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JwtKey {
-    /// Key id; a token that names a `kid` must name this one.
-    pub kid: Option<String>,
-    /// The one algorithm of this key.
-    pub alg: Algorithm,
-    /// File with the secret (HS256) or the PEM public key.
-    pub secret_file: PathBuf,
+    /// Where they come from.
+    pub source: KeySource,
     /// Required `iss`, where given.
     pub iss: Option<String>,
     /// Required `aud`, where given.

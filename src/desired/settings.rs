@@ -9,7 +9,8 @@ use std::{
 use aws_lc_rs::digest;
 
 use super::{
-    AccessLog, Admin, Alerts, Algorithm, Backup, Desired, GitOps, IsolationMode, JwtKey, PortRange, Proxy, Snapshots, SqSource, TlsFiles,
+    AccessLog, Admin, Alerts, Algorithm, Backup, Desired, GitOps, IsolationMode, JwtKey, KeySource, PortRange, Proxy, Snapshots, SqSource,
+    TlsFiles,
     fields::Fields,
     files::{NamedFile, Use},
     keys,
@@ -136,28 +137,64 @@ impl Build<'_> {
     }
 
     fn jwt(&mut self, proxy: &Fields) -> Vec<JwtKey> {
-        let mut keys: Vec<JwtKey> = Vec::new();
         let mut kids: BTreeMap<Option<String>, Span> = BTreeMap::new();
-        for fields in proxy.tables("jwt") {
-            let kid = fields.text("kid");
-            let span = fields.span_of("kid").unwrap_or_else(|| fields.span.clone());
-            match kids.get(&kid) {
-                Some(first) => {
-                    let message =
-                        kid.as_ref().map_or("two token keys without `kid`".into(), |kid| format!("two token keys with kid {kid:?}"));
-                    let finding = Finding::new(span, message, "give each [[proxy.jwt]] a `kid` of its own");
-                    self.found.push(finding.related(first.clone(), "the first one"));
-                }
-                None => _ = kids.insert(kid.clone(), span),
-            }
-            let alg = fields.algorithm("alg");
-            let purpose = if alg == Some(Algorithm::HS256) { Use::Random } else { Use::Public };
-            let secret_file = self.file(fields, "secret_file", purpose);
-            if let (Some(alg), Some(secret_file)) = (alg, secret_file) {
-                keys.push(JwtKey { kid, alg, secret_file, iss: fields.text("iss"), aud: fields.text("aud") });
+        let tables = proxy.tables("jwt").iter();
+        tables
+            .filter_map(|fields| {
+                let source = self.key_source(fields, &mut kids)?;
+                Some(JwtKey { source, iss: fields.text("iss"), aud: fields.text("aud") })
+            })
+            .collect()
+    }
+
+    /// Exactly one of the three ways to name keys.
+    fn key_source(&mut self, fields: &Fields, kids: &mut BTreeMap<Option<String>, Span>) -> Option<KeySource> {
+        const WAYS: [&str; 3] = ["secret_file", "jwks_file", "jwks_url"];
+        let mut written = WAYS.iter().filter(|way| fields.span_of(way).is_some() || fields.is_bad(way));
+        let Some(&way) = written.next() else {
+            let help = "write `secret_file` (and `alg`) for one key, or `jwks_file` or `jwks_url` for those of an identity provider";
+            self.found.push(Finding::new(fields.span.clone(), "[[proxy.jwt]] names no key", help).echo());
+            return None;
+        };
+        if let Some(other) = written.next() {
+            let span = fields.span_of(other).unwrap_or_else(|| fields.span.clone());
+            let help = "keep one of them; give each further source of keys a [[proxy.jwt]] of its own";
+            self.found.push(Finding::new(span, format!("[[proxy.jwt]] has both `{way}` and `{other}`"), help));
+        }
+        if way == "secret_file" {
+            return self.key_file(fields, kids);
+        }
+        for alone in ["kid", "alg"] {
+            if let Some(span) = fields.span_of(alone) {
+                let message = format!("`{alone}` beside `{way}`: each key of a JWKS has its own");
+                self.found.push(Finding::new(span, message, format!("remove `{alone}`")));
             }
         }
-        keys
+        match way {
+            "jwks_file" => self.file(fields, way, Use::Public).map(KeySource::JwksFile),
+            _ => fields.text(way).map(KeySource::JwksUrl),
+        }
+    }
+
+    fn key_file(&mut self, fields: &Fields, kids: &mut BTreeMap<Option<String>, Span>) -> Option<KeySource> {
+        let kid = fields.text("kid");
+        let span = fields.span_of("kid").unwrap_or_else(|| fields.span.clone());
+        match kids.get(&kid) {
+            Some(first) => {
+                let message = kid.as_ref().map_or("two token keys without `kid`".into(), |kid| format!("two token keys with kid {kid:?}"));
+                let finding = Finding::new(span, message, "give each [[proxy.jwt]] a `kid` of its own");
+                self.found.push(finding.related(first.clone(), "the first one"));
+            }
+            None => _ = kids.insert(kid.clone(), span),
+        }
+        let alg = fields.algorithm("alg");
+        if alg.is_none() && !fields.is_bad("alg") {
+            let help = "write the one algorithm of the key, such as `alg = \"HS256\"`";
+            self.found.push(Finding::new(fields.span.clone(), "[[proxy.jwt]] needs `alg` beside `secret_file`", help).echo());
+        }
+        let purpose = if alg == Some(Algorithm::HS256) { Use::Random } else { Use::Public };
+        let path = self.file(fields, "secret_file", purpose);
+        Some(KeySource::File { kid, alg: alg?, path: path? })
     }
 
     fn backup(&mut self, fields: &Fields) -> Option<Backup> {

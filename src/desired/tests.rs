@@ -246,6 +246,25 @@ fn settings_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn token_keys_come_from_exactly_one_place() {
+    let jwt = |lines: &str| format!("[[proxy.jwt]]\n{lines}\n");
+    let of = |lines: &str| good(&jwt(lines)).proxy.jwt.remove(0);
+    assert_eq!(of("jwks_file = 'jwks.json'").source, KeySource::JwksFile("/etc/sq-agent/jwks.json".into()));
+    let url = of("jwks_url = 'https://login.example.com/jwks'\niss = 'sso'\naud = 'sq'");
+    assert_eq!(url.source, KeySource::JwksUrl("https://login.example.com/jwks".into()));
+    assert_eq!((url.iss.as_deref(), url.aud.as_deref()), (Some("sso"), Some("sq")));
+    refused(&jwt("iss = 'sso'"), "[[proxy.jwt]]", &["names no key", "`secret_file`", "`jwks_url`"]);
+    refused(&jwt("kid = 'a'\nsecret_file = 's'"), "[[proxy.jwt]]", &["needs `alg`"]);
+    refused(&jwt("alg = 'HS256'\nsecret_file = 's'\njwks_file = 'j'"), "'j'", &["both `secret_file` and `jwks_file`"]);
+    refused(&jwt("jwks_file = 'j'\njwks_url = 'https://x/j'"), "'https://x/j'", &["both `jwks_file` and `jwks_url`"]);
+    refused(&jwt("jwks_file = 'j'\nalg = 'RS256'"), "'RS256'", &["remove `alg`"]);
+    refused(&jwt("jwks_file = 'j'\nkid = 'a'"), "'a'", &["remove `kid`"]);
+    refused(&jwt("jwks_url = 'http://x/j'"), "'http://x/j'", &["https://"]);
+    refused(&jwt("jwks_url = 'https://u:pw@x/j'"), "…", &["no secret stands in this file"]);
+    good(&format!("{}{}", jwt("jwks_file = 'j'"), jwt("jwks_url = 'https://x/j'")));
+}
+
+#[test]
 fn a_backup_names_where_and_by_which_secret_and_shows_none() {
     let backup = |lines: &str| format!("[backup]\npassword_file = \"pw\"\n{lines}\n");
     let of = |lines: &str| good(&backup(lines)).backup.unwrap();

@@ -1,4 +1,4 @@
-//! Notices that tenants.toml may have changed.
+//! Notices that tenants.toml, or a file that it names, may have changed.
 //!
 //! Editors, git and Kubernetes replace files by rename or swap symlinks, so the *directories* in which the name can come
 //! to mean something else are watched, never the file. Each notice only says "look": the loop compares content.
@@ -47,6 +47,8 @@ pub struct Watch {
 
 enum Wake {
     Changed,
+    /// The files to watch beside the first.
+    Follow(Vec<PathBuf>),
     Stop,
 }
 
@@ -58,11 +60,17 @@ impl Watch {
         let (wake, woken) = mpsc::channel();
         let names = Arc::new(Mutex::new(BTreeSet::new()));
         let watcher = notify::recommended_watcher(filter(wake.clone(), names.clone()))?;
-        let mut eyes = Eyes { file, watcher, names, watched: BTreeMap::new() };
+        let mut eyes = Eyes { files: vec![file], watcher, names, watched: BTreeMap::new() };
         eyes.turn()?;
         let run = move || eyes.run(&woken, &notify);
         let thread = std::thread::Builder::new().name("watch".into()).spawn(run)?;
         Ok(Self { wake, thread: Some(thread) })
+    }
+
+    /// Watches these `files` beside that of the start, and no others from now on. What changed before it does so is noticed as well.
+    pub fn follow(&self, files: Vec<PathBuf>) {
+        // The thread is gone only when nobody takes notices any more.
+        let _ = self.wake.send(Wake::Follow(files));
     }
 }
 
@@ -103,7 +111,8 @@ fn filter(wake: mpsc::Sender<Wake>, names: Arc<Mutex<BTreeSet<PathBuf>>>) -> imp
 
 /// The watching thread's belongings.
 struct Eyes {
-    file: PathBuf,
+    /// tenants.toml first.
+    files: Vec<PathBuf>,
     watcher: notify::RecommendedWatcher,
     /// Paths whose events count.
     names: Arc<Mutex<BTreeSet<PathBuf>>>,
@@ -119,6 +128,11 @@ impl Eyes {
             let until = debounce.due().unwrap_or(recheck).min(recheck);
             match woken.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(Wake::Changed) => debounce.changed(Instant::now()),
+                Ok(Wake::Follow(files)) => {
+                    self.files.truncate(1);
+                    self.files.extend(files);
+                    recheck = Instant::now();
+                }
                 Ok(Wake::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
@@ -135,9 +149,9 @@ impl Eyes {
         }
     }
 
-    /// Watches the directories that the path leads through now, and no others. Says whether that changed anything.
+    /// Watches the directories that the paths lead through now, and no others. Says whether that changed anything.
     fn turn(&mut self) -> Result<bool, notify::Error> {
-        let points = watch_points(&self.file);
+        let points: BTreeSet<_> = self.files.iter().flat_map(|file| watch_points(file)).collect();
         let dirs: BTreeMap<PathBuf, (u64, u64)> =
             points.iter().filter_map(|(dir, _)| fs::metadata(dir).ok().map(|meta| (dir.clone(), (meta.dev(), meta.ino())))).collect();
         *self.names.lock().unwrap_or_else(PoisonError::into_inner) =

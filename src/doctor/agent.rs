@@ -18,6 +18,9 @@ pub fn findings(status: &Status) -> Vec<Finding> {
         (Some(_), Some(detail)) => Finding::problem("proxy", detail, "mend what it names in tenants.toml, or the file that is named there"),
         (None, detail) => Finding::problem("proxy", detail.as_deref().unwrap_or("is down"), "see proxy.log in the state directory"),
     });
+    for trouble in &status.proxy.troubles {
+        findings.push(Finding::problem("keys", trouble, "mend that file or address; nothing needs to be restarted"));
+    }
     if let Some(error) = &agent.config_error {
         let text = format!("refused for {} s; the last good one is in force: {error}", agent.config_stale_seconds);
         findings.push(Finding::problem("tenants.toml", text, "`sq-agent check` shows every problem with what to write instead"));
@@ -186,7 +189,7 @@ mod tests {
             memory_enforced: "kernel".into(),
             pending_restart: vec![],
         };
-        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None, lost_log_lines: 0 };
+        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None, lost_log_lines: 0, troubles: vec![] };
         Status {
             agent,
             proxy,
@@ -252,6 +255,15 @@ mod tests {
         backup.last_error = Some("the password is wrong".into());
         let finding = severity(&backup);
         assert!(finding.severity == Severity::Problem && finding.text.contains("1h") && finding.text.contains("password"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_key_or_certificate_that_is_no_good_is_a_problem() {
+        let mut status = status();
+        status.proxy.troubles = vec!["[proxy.tls]: the key file holds no private key in PEM form".into()];
+        let all = findings(&status);
+        let finding = all.iter().find(|finding| finding.subject == "keys").unwrap();
+        assert!(finding.severity == Severity::Problem && finding.text.contains("no private key"), "{finding:?}");
     }
 
     #[test]

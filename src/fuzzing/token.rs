@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderValue, header};
 use crate::{
     desired::Algorithm,
     proxy::{
-        auth::{Authenticator, Keys},
-        settings::TokenKey,
+        auth::{Authenticator, Keys, Proof, sha256},
+        settings::{KeyForm, TokenKey},
     },
     secret::Secret,
 };
@@ -18,19 +18,23 @@ const SECRET: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
 const NOW: u64 = 1_800_000_000;
 
 static DOOR: LazyLock<Authenticator> = LazyLock::new(|| {
-    let key = TokenKey { kid: None, alg: Algorithm::HS256, secret: Secret::new(SECRET), iss: None, aud: None };
+    let key = TokenKey { kid: None, alg: Algorithm::HS256, secret: Secret::new(SECRET), form: KeyForm::File, iss: None, aud: None };
     let keys = Keys::new(&[key]).unwrap_or_else(|error| panic!("{error}"));
     Authenticator::new(keys)
 });
 
-/// A request with this value of its Authorization header; whoever gets in had the secret.
+/// A request with this value of its Authorization header; whoever gets in by a token had the secret. Of an API key only the digest goes on.
 pub fn as_sent(value: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
-    let token = value.as_bytes().get(7..).unwrap_or_default().trim_ascii().to_vec();
+    let bytes = value.as_bytes().to_vec();
     let mut headers = HeaderMap::new();
     headers.insert(header::AUTHORIZATION, value);
-    if DOOR.authenticate(&headers, NOW).is_ok() {
-        assert!(is_signed(&token), "let in without the secret");
+    match DOOR.authenticate(&headers, NOW) {
+        Ok(Proof::Token(_)) => assert!(is_signed(bytes.get(7..).unwrap_or_default().trim_ascii()), "let in without the secret"),
+        Ok(Proof::ApiKey(digest)) => {
+            assert!(bytes.len() >= 39 && digest == sha256(bytes.trim_ascii().last_chunk::<39>().map_or(&[], |key| key)))
+        }
+        Err(_) => {}
     }
 }
 

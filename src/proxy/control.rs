@@ -68,6 +68,8 @@ pub(crate) enum ToAgent {
     Nudge { id: TenantId, reason: NudgeReason },
     /// The access log goes to the file that came last.
     AccessLog,
+    /// A token names a kid that no key has: the keys of identity providers are to be fetched anew. Said at most every 30 s.
+    UnknownKid,
     /// The guard is gone: writes are refused until there is another.
     GuardLost,
     /// It was told to end and does so now. Requests that did not finish in time: `cut`.

@@ -30,6 +30,8 @@ pub(crate) struct Conversation {
     /// The user whose agent may command this process.
     owner: u32,
     nudges: Nudges,
+    /// A token names a kid that no key has.
+    unknown_kids: mpsc::Receiver<()>,
     /// The guard is gone, and the agent is to be told.
     lost: mpsc::Receiver<()>,
     untold: bool,
@@ -43,12 +45,13 @@ impl Conversation {
         decoder: Decoder,
         owner: u32,
         nudges: Nudges,
+        unknown_kids: mpsc::Receiver<()>,
         lost: mpsc::Receiver<()>,
     ) -> std::io::Result<Self> {
         control.set_nonblocking(true)?;
         agent.set_nonblocking(true)?;
         let (control, agent) = (UnixListener::from_std(control)?, Some(UnixStream::from_std(agent)?));
-        Ok(Self { control, agent, decoder, owner, nudges, lost, untold: false })
+        Ok(Self { control, agent, decoder, owner, nudges, unknown_kids, lost, untold: false })
     }
 
     /// The next word of the agent, or of the one after it, which is greeted by `hello` and given `listeners`.
@@ -78,6 +81,7 @@ impl Conversation {
                     Err(error) => self.lose(&error),
                 },
                 Some((id, reason)) = self.nudges.recv() => self.say(&ToAgent::Nudge { id, reason }).await,
+                Some(()) = self.unknown_kids.recv() => self.say(&ToAgent::UnknownKid).await,
                 Some(()) = self.lost.recv() => self.untold = true,
             }
         }
@@ -120,6 +124,8 @@ impl Conversation {
                     }
                 },
                 _ = self.nudges.recv() => {}
+                // A new agent fetches the keys anyway.
+                _ = self.unknown_kids.recv() => {}
                 Some(()) = self.lost.recv() => self.untold = true,
             }
         }

@@ -1,8 +1,9 @@
 //! The files behind the proxy's settings, on the agent's side: read where tenants.toml names them, made once where it does not.
 
 use std::{
+    borrow::Cow,
     fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -11,11 +12,11 @@ use std::{
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 
 use super::{
-    settings::{Settings, TokenKey},
+    settings::{KeyForm, TokenKey},
     token::{self, MintError},
 };
 use crate::{
-    desired::{Algorithm, Desired, TenantId},
+    desired::{Algorithm, Desired, JwtKey, KeySource, TenantId},
     secret::Secret,
 };
 
@@ -24,8 +25,11 @@ const VALID: Duration = Duration::from_secs(397 * 86_400);
 /// It is made anew when less than this is left.
 const RENEW: Duration = Duration::from_secs(30 * 86_400);
 
+/// Longest file that is read, bytes. A long chain of certificates has some 20 KiB.
+const MAX_FILE: u64 = 1 << 20;
+
 /// Whose the proxy becomes where the agent is root's: (uid, gid) of `nobody` on every Linux. It needs no file, so it needs no user of its own.
-const NOBODY: (u32, u32) = (65_534, 65_534);
+pub(super) const NOBODY: (u32, u32) = (65_534, 65_534);
 
 /// A credential that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,15 @@ pub enum CredentialsError {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody's disk image, say.
+    #[error("{} is longer than 1 MiB, which no key or certificate is", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What was read cannot be served with.
+    #[error("{0}")]
+    Unusable(String),
     /// A file of ours that was cut or edited.
     #[error("{} should hold 32 bytes and holds {length}; remove it to have a new one made", path.display())]
     Damaged {
@@ -69,23 +82,15 @@ fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Credentia
     move |source| CredentialsError::File { doing, path: path.to_owned(), source }
 }
 
-/// Everything the proxy is told (its side is set by who starts it), read from the files that `desired` names or that this host keeps for itself.
+/// The certificate chain and its key: those that `desired` names, or the self-signed ones of this host.
 ///
 /// # Errors
-/// The first file that is missing, open to all, or damaged.
-pub fn settings(desired: &Desired) -> Result<Settings, CredentialsError> {
-    let (tls_cert_pem, tls_key_pem) = match &desired.proxy.tls {
-        Some(tls) => (fs::read(&tls.cert).map_err(file("read", &tls.cert))?, read_secret(&tls.key)?),
-        None => self_signed(&desired.state_dir)?,
-    };
-    Ok(Settings {
-        tls_cert_pem,
-        tls_key_pem,
-        token_keys: token_keys(desired)?,
-        instance_secret: instance_secret(&desired.state_dir)?,
-        side: 0,
-        run_as: rustix::process::geteuid().is_root().then_some(NOBODY),
-    })
+/// A file that is missing, or a key that is open to all.
+pub(super) fn certificate_files(desired: &Desired) -> Result<(Vec<u8>, Secret), CredentialsError> {
+    match &desired.proxy.tls {
+        Some(tls) => Ok((read(&tls.cert)?, read_secret(&tls.key)?)),
+        None => self_signed(&desired.state_dir),
+    }
 }
 
 /// A token for `id`, valid from `now` (seconds since 1970) for `ttl` seconds.
@@ -94,7 +99,7 @@ pub fn settings(desired: &Desired) -> Result<Settings, CredentialsError> {
 /// No key that signs, or one that cannot be read.
 pub fn mint(desired: &Desired, id: &TenantId, now: u64, ttl: u64) -> Result<String, CredentialsError> {
     let tier = desired.tenants.get(id).map(|tenant| tenant.tier.as_str());
-    Ok(token::mint(&token_keys(desired)?, id, tier, now, ttl)?)
+    Ok(token::mint(&signing_keys(desired)?, id, tier, now, ttl)?)
 }
 
 /// Where the self-signed certificate lies: `curl --cacert`.
@@ -102,24 +107,37 @@ pub fn certificate_path(state_dir: &Path) -> PathBuf {
     state_dir.join("tls").join("cert.pem")
 }
 
-/// The keys that verify tokens: those of tenants.toml, or the one that this host keeps.
+/// Where the keys that verify tokens come from, each with the issuer and audience that its tokens must name: as tenants.toml says, or the secret that
+/// this host keeps, which is made if it is not there.
 ///
 /// # Errors
-/// As [`settings`].
-pub fn token_keys(desired: &Desired) -> Result<Vec<TokenKey>, CredentialsError> {
-    if desired.proxy.jwt.is_empty() {
-        let secret = jwt_secret(&desired.state_dir)?;
-        return Ok(vec![TokenKey { kid: None, alg: Algorithm::HS256, secret, iss: None, aud: None }]);
+/// It cannot be made.
+pub(super) fn key_sources(desired: &Desired) -> Result<Cow<'_, [JwtKey]>, CredentialsError> {
+    if !desired.proxy.jwt.is_empty() {
+        return Ok(Cow::Borrowed(&desired.proxy.jwt));
     }
-    let read = |key: &crate::desired::JwtKey| {
-        // A public key is no secret.
-        let secret = match key.alg {
-            Algorithm::HS256 => read_secret(&key.secret_file)?,
-            _ => Secret::new(fs::read(&key.secret_file).map_err(file("read", &key.secret_file))?),
-        };
-        Ok(TokenKey { kid: key.kid.clone(), alg: key.alg, secret, iss: key.iss.clone(), aud: key.aud.clone() })
-    };
-    desired.proxy.jwt.iter().map(read).collect()
+    jwt_secret(&desired.state_dir)?;
+    let source = KeySource::File { kid: None, alg: Algorithm::HS256, path: jwt_secret_path(&desired.state_dir) };
+    Ok(Cow::Owned(vec![JwtKey { source, iss: None, aud: None }]))
+}
+
+/// The text of a key that is a file of its own. A public key is no secret.
+pub(super) fn read_key(alg: Algorithm, path: &Path) -> Result<Secret, CredentialsError> {
+    if alg == Algorithm::HS256 { read_secret(path) } else { read(path).map(Secret::new) }
+}
+
+/// The keys of this host that sign as well.
+fn signing_keys(desired: &Desired) -> Result<Vec<TokenKey>, CredentialsError> {
+    let sources = key_sources(desired)?;
+    let keys = sources.iter().filter_map(|key| match &key.source {
+        KeySource::File { kid, alg: Algorithm::HS256, path } => Some((kid.clone(), path, key)),
+        _ => None,
+    });
+    let read = keys.map(|(kid, path, key)| {
+        let (iss, aud) = (key.iss.clone(), key.aud.clone());
+        Ok(TokenKey { kid, alg: Algorithm::HS256, secret: read_secret(path)?, form: KeyForm::File, iss, aud })
+    });
+    read.collect()
 }
 
 /// The HS256 secret of a host whose tenants.toml names none: `<state_dir>/jwt.key`, mode 0600, made once: 64 hex digits and a newline.
@@ -128,12 +146,16 @@ pub fn token_keys(desired: &Desired) -> Result<Vec<TokenKey>, CredentialsError> 
 /// # Errors
 /// The file cannot be read or made.
 pub fn jwt_secret(state_dir: &Path) -> Result<Secret, CredentialsError> {
-    let path = state_dir.join("jwt.key");
+    let path = jwt_secret_path(state_dir);
     if !path.exists() {
         let text: String = random()?.iter().map(|byte| format!("{byte:02x}")).collect();
         make(&path, format!("{text}\n").as_bytes())?;
     }
     read_secret(&path)
+}
+
+fn jwt_secret_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("jwt.key")
 }
 
 /// The secret behind every instance's key: `<state_dir>/instance.key`, mode 0600, made once, 32 bytes. It must outlive the agent, which
@@ -147,7 +169,7 @@ pub fn instance_secret(state_dir: &Path) -> Result<Secret, CredentialsError> {
         make(&path, &random()?)?;
     }
     check_private(&path)?;
-    let bytes = fs::read(&path).map_err(file("read", &path))?;
+    let bytes = read(&path)?;
     if bytes.len() == 32 { Ok(Secret::new(bytes)) } else { Err(CredentialsError::Damaged { path, length: bytes.len() }) }
 }
 
@@ -165,7 +187,7 @@ pub fn self_signed(state_dir: &Path) -> Result<(Vec<u8>, Secret), CredentialsErr
         make(&key_path, key.as_bytes())?;
         make(&cert_path, cert.as_bytes())?;
     }
-    Ok((fs::read(&cert_path).map_err(file("read", &cert_path))?, read_secret(&key_path)?))
+    Ok((read(&cert_path)?, read_secret(&key_path)?))
 }
 
 fn certificate(now: SystemTime) -> Result<(String, String), rcgen::Error> {
@@ -189,7 +211,7 @@ fn random() -> Result<[u8; 32], getrandom::Error> {
 }
 
 /// Writes `bytes` for this user alone, whole or not at all: by rename.
-fn make(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
+pub(super) fn make(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
     let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file("remove", &new)(error)),
@@ -203,10 +225,18 @@ fn make(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
     fs::rename(&new, path).map_err(file("write", path))
 }
 
+/// The bytes of a file that somebody named.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, CredentialsError> {
+    let mut bytes = Vec::new();
+    let open = fs::File::open(path).map_err(file("read", path))?;
+    open.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(file("read", path))?;
+    if bytes.len() as u64 > MAX_FILE { Err(CredentialsError::TooLong { path: path.to_owned() }) } else { Ok(bytes) }
+}
+
 /// A secret file's bytes, without one newline at their end.
 fn read_secret(path: &Path) -> Result<Secret, CredentialsError> {
     check_private(path)?;
-    let mut bytes = fs::read(path).map_err(file("read", path))?;
+    let mut bytes = read(path)?;
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use rustls::ServerConfig;
+use tokio::sync::watch;
 
 use super::{
     auth::{Authenticator, BadKey, Keys},
@@ -24,8 +25,6 @@ pub(crate) enum BadSettings {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Key(#[from] BadKey),
-    #[error("no token key: nobody could be let in")]
-    NoKey,
     #[error("the shared pages: {0}")]
     Pages(#[from] TableError),
     #[error("side {0}: it is 0 or 1")]
@@ -36,6 +35,8 @@ pub(crate) enum BadSettings {
 pub(crate) struct Live {
     pub(crate) tls: Arc<ServerConfig>,
     pub(crate) auth: Authenticator,
+    /// See [`Settings::keys_renew`].
+    pub(crate) keys_renew: bool,
     pub(crate) routes: TableReader,
     pub(crate) activity: Activity,
     pub(crate) instance_secret: Secret,
@@ -45,12 +46,10 @@ pub(crate) struct Live {
 impl Live {
     /// Checks everything before anything changes.
     pub(crate) fn new(settings: &Settings, routes: OwnedFd, activity: OwnedFd) -> Result<Self, BadSettings> {
-        if settings.token_keys.is_empty() {
-            return Err(BadSettings::NoKey);
-        }
         Ok(Self {
             tls: tls::server_config(&settings.tls_cert_pem, settings.tls_key_pem.expose())?,
             auth: Authenticator::new(Keys::new(&settings.token_keys)?),
+            keys_renew: settings.keys_renew,
             routes: TableReader::map(routes)?,
             activity: Activity::map(activity)?,
             instance_secret: settings.instance_secret.clone(),
@@ -60,21 +59,31 @@ impl Live {
 }
 
 /// The place where the one in force is found.
-pub(crate) struct Current(RwLock<Arc<Live>>);
+pub(crate) struct Current {
+    live: RwLock<Arc<Live>>,
+    /// Counts the changes.
+    changes: watch::Sender<u64>,
+}
 
 impl Current {
     pub(crate) fn new(live: Live) -> Self {
-        Self(RwLock::new(Arc::new(live)))
+        Self { live: RwLock::new(Arc::new(live)), changes: watch::Sender::new(0) }
     }
 
     /// The one in force.
     pub(crate) fn get(&self) -> Arc<Live> {
         // Nothing under the lock can panic.
-        Arc::clone(&self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+        Arc::clone(&self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// Swaps in another.
     pub(crate) fn set(&self, live: Live) {
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(live);
+        *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(live);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Sees each change from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 }

@@ -1,14 +1,15 @@
 //! The proxy: its own process between the network and the instances, and the agent's side of it.
 //!
 //! In the proxy process ([`process`]), a request goes tls -> auth -> route -> admit -> forward (`service` has the order and its reasons). In the
-//! agent, `credentials` reads what the proxy must know, `listen` binds, and `supervisor` starts the process, keeps it, and replaces it by a new
-//! one: `standing` says who lives, `birth` starts, `retirement` sees off, `supervise` joins them.
+//! agent, `ring` has what the proxy must know (`credentials` reads files, `key_sets` fetches), `listen` binds, and `supervisor` starts the process,
+//! keeps it, and replaces it by a new one: `standing` says who lives, `birth` starts, `retirement` sees off, `supervise` joins them.
 #![forbid(unsafe_code)]
 
 mod access_log;
 mod answer;
+pub(crate) mod api_key;
 mod attached;
-mod auth;
+pub(crate) mod auth;
 mod birth;
 mod build;
 pub mod chunks;
@@ -18,6 +19,7 @@ mod connection;
 mod control;
 mod conversation;
 pub mod credentials;
+mod fetch;
 mod first_words;
 mod forward;
 mod frames;
@@ -27,6 +29,8 @@ mod guardian;
 pub mod head;
 mod headers;
 mod in_flight;
+mod jwks;
+pub(crate) mod key_sets;
 mod lane;
 mod listen;
 mod live;
@@ -38,6 +42,7 @@ pub mod process;
 mod quota;
 mod request_id;
 mod retirement;
+pub mod ring;
 mod room;
 mod sandbox;
 mod seccomp;
@@ -52,6 +57,7 @@ mod tls;
 mod token;
 mod trace;
 mod track;
+mod unknown_kid;
 mod upload;
 
 pub use control::NudgeReason;

@@ -268,7 +268,7 @@ impl Problem {
 fn challenge(why: AuthError) -> HeaderValue {
     HeaderValue::from_static(match why {
         AuthError::Missing => "Bearer realm=\"sq\"",
-        AuthError::Several | AuthError::NotBearer => "Bearer realm=\"sq\", error=\"invalid_request\"",
+        AuthError::Several | AuthError::NotBearer | AuthError::NotApiKey => "Bearer realm=\"sq\", error=\"invalid_request\"",
         _ => "Bearer realm=\"sq\", error=\"invalid_token\"",
     })
 }

@@ -28,6 +28,7 @@ use super::{
     service::Shared,
     settings::Settings,
     tenant::Tenants,
+    unknown_kid::UnknownKids,
 };
 use crate::framed::WireError;
 use crate::telemetry;
@@ -120,6 +121,7 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
     let First { stream, decoder, received, guard, serial, owner, .. } = first;
     let (nudges, nudged) = mpsc::channel(NUDGES);
     let (lost, guard_lost) = mpsc::channel(1);
+    let (ask_for_keys, unknown_kids) = mpsc::channel(1);
     let mut prefix = [0; 8];
     getrandom::fill(&mut prefix).map_err(|error| ProxyError::Io { doing: "get random numbers", source: io::Error::other(error) })?;
     let shared = Arc::new(Shared {
@@ -129,6 +131,7 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
         ids: RequestIds::new(u64::from_le_bytes(prefix)),
         log,
         nudges,
+        unknown_kids: UnknownKids::new(ask_for_keys),
         guardian: Guardian::new(guard, lost).map_err(doing("talk to its guard"))?,
         body_memory: Arc::default(),
         in_flight: Arc::new(AtomicU64::new(0)),
@@ -139,7 +142,7 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
     let counting = tokio::spawn(count_lost_lines(Arc::clone(&shared)));
     let mut server = Server::new(shared, descriptors);
     server.listen(received.listeners).map_err(doing("listen"))?;
-    let conversation = Conversation::go_on(control, stream, decoder, owner, nudged, guard_lost);
+    let conversation = Conversation::go_on(control, stream, decoder, owner, nudged, unknown_kids, guard_lost);
     let mut conversation = conversation.map_err(doing("set up the control socket"))?;
     // If the agent is gone by now, the next one is told by Hello.
     conversation.say(&ToAgent::Applied { serial }).await;

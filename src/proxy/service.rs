@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::{
     access_log::{AccessLog, Entry},
     answer::{AnswerBody, Held, Streamed},
-    auth::Identity,
+    auth::{AuthError, Proof},
     classify::{Kind, Verdict, classify},
     clock,
     connection::State,
@@ -38,6 +38,7 @@ use super::{
     tenant::{Tenant, Tenants},
     trace::Trace,
     track::Track,
+    unknown_kid::UnknownKids,
     upload::{self, Share},
 };
 use crate::{
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) log: AccessLog,
     /// To the agent; full or unread means dropped.
     pub(crate) nudges: mpsc::Sender<(TenantId, NudgeReason)>,
+    /// Has keys renewed.
+    pub(crate) unknown_kids: UnknownKids,
     /// Guards writes.
     pub(crate) guardian: Guardian,
     /// Bytes of request bodies in memory.
@@ -203,11 +206,18 @@ async fn serve(
         Verdict::MethodNotAllowed => return Err(Problem::MethodNotAllowed),
         Verdict::Favicon => return Err(Problem::NoFavicon),
     };
-    let live = shared.live.get();
     let began = Instant::now();
-    let authorized = authorize(&live, parts, track);
+    let mut live = shared.live.get();
+    let mut authorized = authorize(&live, parts, track);
+    if matches!(authorized, Err(Problem::Unauthorized(AuthError::UnknownKid)))
+        && live.keys_renew
+        && shared.unknown_kids.renewed(&shared.live, &live).await
+    {
+        live = shared.live.get();
+        authorized = authorize(&live, parts, track);
+    }
     track.authorized(began.elapsed());
-    let (identity, route) = authorized?;
+    let (who, route) = authorized?;
     if let Some(refusal) = allowance.insert(admit(&live, &route)?).refusal() {
         return Err(refusal);
     }
@@ -218,7 +228,7 @@ async fn serve(
     if let Some(entry) = track.entry() {
         entry.bytes_in = body.iter().map(|piece| piece.len() as u64).sum();
     }
-    let visit = Visit { shared, tenant, asks, kind, who: &identity.id, guarded };
+    let visit = Visit { shared, tenant, asks, kind, who: &who, guarded };
     visit.dispatch(route, body, share, track).await
 }
 
@@ -237,19 +247,41 @@ fn guarded(kind: Kind, route: &Route, parts: &Parts) -> Result<Option<(Target, G
 }
 
 /// Whose request it is, and that they may come in.
-fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(Identity, Route), Problem> {
+fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(TenantId, Route), Problem> {
     let now = clock::unix_seconds(SystemTime::now());
-    let identity = live.auth.authenticate(&parts.headers, now).map_err(Problem::Unauthorized)?;
-    if let Some(entry) = track.entry() {
-        entry.tenant = Some(identity.id.clone());
-    }
-    let route = look(live, &identity.id)?;
-    identity.not_revoked(route.tokens_valid_after).map_err(Problem::Unauthorized)?;
+    let mut belongs_to = |id: &TenantId| {
+        if let Some(entry) = track.entry() {
+            entry.tenant = Some(id.clone());
+        }
+    };
+    let (id, route) = match live.auth.authenticate(&parts.headers, now).map_err(Problem::Unauthorized)? {
+        Proof::Token(identity) => {
+            belongs_to(&identity.id);
+            let route = look(live, &identity.id)?;
+            identity.not_revoked(route.tokens_valid_after).map_err(Problem::Unauthorized)?;
+            (identity.id, route)
+        }
+        Proof::ApiKey(digest) => {
+            let (id, route) = owner(live, &digest)?;
+            belongs_to(&id);
+            (id, route)
+        }
+    };
     track.belongs_to(live, route.slot);
     if route.state == crate::route::RouteState::Suspended {
         return Err(Problem::Suspended);
     }
-    Ok((identity, route))
+    Ok((id, route))
+}
+
+/// Whose API key has this SHA-256. A key that was taken out of tenants.toml is nobody's from the next publish on.
+fn owner(live: &Live, digest: &[u8; 32]) -> Result<(TenantId, Route), Problem> {
+    match live.routes.lookup_api_key(digest) {
+        Ok(Some((id, route))) => Ok((TenantId::parse(&id).map_err(|_| Problem::TableBusy)?, route)),
+        Ok(None) if live.routes.generation() == 0 => Err(Problem::TableBusy),
+        Ok(None) => Err(Problem::Unauthorized(AuthError::UnknownApiKey)),
+        Err(_) => Err(Problem::TableBusy),
+    }
 }
 
 /// Counts the request and asks rate and quota.

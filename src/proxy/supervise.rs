@@ -339,6 +339,8 @@ impl Keeper {
             }
             ToAgent::Nudge { id, reason } => nudge(&self.config.events, id, reason),
             ToAgent::AccessLog => self.shelf.answered(),
+            // Lost where news comes in thick: the keys are fetched every few minutes anyway.
+            ToAgent::UnknownKid => _ = self.config.events.try_send(ProxyEvent::UnknownKid),
             ToAgent::GuardLost => {
                 tracing::error!(pid = proxy.hello.pid, "the proxy has lost its guard, and gets another");
                 match proxy.give_guard(&self.config.exe, &self.config.state_dir).await {

@@ -93,6 +93,8 @@ pub enum ProxyEvent {
         /// Why.
         reason: NudgeReason,
     },
+    /// A token names a kid that no key has.
+    UnknownKid,
     /// New settings cannot be served by; the last good ones go on.
     Refused {
         /// In words for the operator.

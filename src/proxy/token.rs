@@ -49,7 +49,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        proxy::auth::{Authenticator, Keys},
+        proxy::{
+            auth::{Authenticator, Keys, Proof},
+            settings::KeyForm,
+        },
         secret::Secret,
     };
 
@@ -59,6 +62,7 @@ mod tests {
             kid: Some(kid.into()),
             alg,
             secret: Secret::new([b'k'; 32]),
+            form: KeyForm::File,
             iss: Some("sq".into()),
             aud: Some("users".into()),
         };
@@ -68,7 +72,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
         let auth = Authenticator::new(Keys::new(&keys).unwrap());
-        assert_eq!(auth.authenticate(&headers, 1_059).unwrap().id, id);
+        assert!(matches!(auth.authenticate(&headers, 1_059), Ok(Proof::Token(identity)) if identity.id == id));
         assert!(auth.authenticate(&headers, 1_065).is_err());
         assert!(matches!(mint(&[key(desired::Algorithm::RS256, "r")], &id, None, 0, 1), Err(MintError::NoSigningKey)));
     }

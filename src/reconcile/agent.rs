@@ -85,7 +85,7 @@ impl Agent {
                     }
                 }
                 Some(signal) = inputs.signals.recv() => match signal {
-                    Signal::Reload => self.core.read_all_again(Moment::now()),
+                    Signal::Reload => self.core.reload(Moment::now()),
                     Signal::Stop => self.core.stop(Moment::now()),
                     Signal::HandOver => {
                         self.halt().await;

@@ -351,18 +351,12 @@ impl<W: World> Core<W> {
         self.drain();
     }
 
-    /// SIGHUP: reads tenants.toml and everything it names again.
-    pub fn read_all_again(&mut self, now: Moment) {
-        self.reload(now);
-        self.renew_settings();
-    }
-
     /// SIGINT or SIGTERM: drains and stops everything; the second time at once.
     pub fn stop(&mut self, now: Moment) {
         if self.is_stopping() { self.end_now() } else { self.stop_all(now) }
     }
 
-    /// Looks at tenants.toml; what is new and valid is in force from here on.
+    /// Looks at tenants.toml and at the keys and certificates that it names; what is new and valid is in force from here on.
     pub fn reload(&mut self, now: Moment) {
         if self.is_stopping() {
             return;
@@ -375,6 +369,7 @@ impl<W: World> Core<W> {
             }
             Taken::New(new, text) => self.put_in_force(*new, &text),
         }
+        self.renew_settings();
     }
 
     fn put_in_force(&mut self, new: Desired, text: &str) {
@@ -387,14 +382,10 @@ impl<W: World> Core<W> {
             self.programs.want(new.sq.clone());
             self.keep_programs();
         }
-        let settings_changed = new.proxy != self.desired.proxy;
         self.desired = new;
         self.save_last_good(text);
         self.ports.range(self.desired.ports);
         self.ports.mean(self.desired.meant_ports());
-        if settings_changed {
-            self.renew_settings();
-        }
         if program_changed {
             self.find_program();
         }

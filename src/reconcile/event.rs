@@ -18,6 +18,8 @@ pub enum Event<P> {
     Looked(TenantId, u64, Look<P>),
     /// A full look at the host.
     Surveyed(Survey),
+    /// Keys of an identity provider were fetched, or could not be.
+    KeySets,
     /// A backup off this host ended.
     BackedUp(Report),
     /// A look at the repository that tenants.toml comes from ended.

@@ -15,7 +15,7 @@ use crate::{
     backup::{self, Job, Report},
     child::Running,
     crash_point,
-    desired::{self, AccessLog, Desired, Snapshots, SqSource, TenantId},
+    desired::{self, AccessLog, Desired, Snapshots, SqSource, TenantId, Watch},
     gitops, guard,
     instance::{
         Process, binary,
@@ -32,7 +32,11 @@ use crate::{
     },
     instance_key,
     observed::{Moment, Restore, monotonic},
-    proxy::{credentials, settings::Settings},
+    proxy::{
+        key_sets::KeySets,
+        ring::{self, Look, Ring},
+        settings::Settings,
+    },
     route::{Activity, Row, TableError, TableWriter},
     secret::Secret,
     snapshot::{Reason, RestoreOrder, SnapshotOrder},
@@ -57,6 +61,10 @@ pub struct HostParts {
     pub settings: watch::Sender<Arc<Settings>>,
     /// Where goes what tenants.toml says of the access log.
     pub access_log: watch::Sender<AccessLog>,
+    /// What they are made of.
+    pub ring: Ring,
+    /// On tenants.toml, and to be on the files that it names.
+    pub watch: Option<Watch>,
     /// Starts instances, and gives sockets in their network.
     pub launcher: Launcher,
     /// Told at each tick that the loop turns, for whoever watches over the agent.
@@ -72,6 +80,10 @@ pub struct Host {
     asking: usize,
     reports: Reports,
     tasks: Tasks,
+    /// Keys that are fetched.
+    key_sets: KeySets,
+    /// The files on which the watch is.
+    watched: Vec<PathBuf>,
     /// The backup off this host that is under way, or was last.
     backup: Option<Running>,
     /// The same of looks at the repository that tenants.toml comes from.
@@ -83,7 +95,11 @@ impl Host {
     pub(super) fn new(parts: HostParts) -> (Self, mpsc::UnboundedReceiver<Event<Arc<Process>>>) {
         let (reports, events) = mpsc::unbounded_channel();
         let pulse = Pulse::new(parts.launcher.network(), Health::LIMIT);
-        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new(), backup: None, sync: None }, events)
+        let news = reports.clone();
+        // The loop is gone only when the agent ends.
+        let key_sets = KeySets::new(&parts.state_dir, move || _ = news.send(Event::KeySets));
+        let tasks = Tasks::new();
+        (Self { parts, pulse, asking: 0, reports, tasks, key_sets, watched: Vec::new(), backup: None, sync: None }, events)
     }
 
     /// Ends every task, so that nothing of this agent acts any more; the instances and their rows stay as they are.
@@ -92,6 +108,7 @@ impl Host {
             // It ends within seconds; a panic of it ends it as well.
             let _ = tokio::task::spawn_blocking(move || running.halt()).await;
         }
+        self.key_sets.halt();
         self.tasks.halt().await;
     }
 
@@ -140,11 +157,34 @@ impl World for Host {
         Ok(())
     }
 
-    fn renew_settings(&mut self, desired: &Desired) -> Result<(), String> {
-        let settings = credentials::settings(desired).map_err(|error| error.to_string())?;
-        self.parts.settings.send_replace(Arc::new(settings));
-        self.parts.access_log.send_replace(desired.proxy.access_log.clone());
-        Ok(())
+    fn renew_settings(&mut self, desired: &Desired) -> Vec<String> {
+        let files = ring::files(desired);
+        if let Some(watch) = self.parts.watch.as_ref().filter(|_| files != self.watched) {
+            watch.follow(files.clone());
+            self.watched = files;
+        }
+        self.key_sets.follow(ring::urls(desired));
+        let Look { settings, mut troubles } = self.parts.ring.look(desired);
+        self.parts.settings.send_if_modified(|sent| {
+            let changed = **sent != settings;
+            if changed {
+                *sent = Arc::new(settings);
+            }
+            changed
+        });
+        self.parts.access_log.send_if_modified(|sent| {
+            let changed = *sent != desired.proxy.access_log;
+            if changed {
+                sent.clone_from(&desired.proxy.access_log);
+            }
+            changed
+        });
+        troubles.extend(self.key_sets.troubles());
+        troubles
+    }
+
+    fn renew_key_sets(&mut self) {
+        self.key_sets.ask();
     }
 
     fn back_up(&mut self, job: Job) {

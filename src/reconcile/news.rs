@@ -25,6 +25,7 @@ impl<W: World> Core<W> {
             Event::Instance(..) => {}
             Event::Looked(id, number, look) => self.looked(&id, number, look, now),
             Event::Surveyed(survey) => self.surveyed(survey),
+            Event::KeySets => self.renew_settings(),
             Event::BackedUp(report) => self.backed_up(&report, now),
             Event::Synced(report) => self.synced(&report, now),
             Event::Undone(id, recovered) => self.recovered(&id, &recovered),
@@ -312,6 +313,7 @@ impl<W: World> Core<W> {
                 self.note_event(None, "settings_refused", &why);
                 self.proxy.detail = Some(format!("refused the new settings: {why}"));
             }
+            ProxyEvent::UnknownKid => self.world.renew_key_sets(),
             ProxyEvent::Nudge { id, reason } => self.nudged(&id, reason, now),
         }
     }
@@ -350,11 +352,17 @@ impl<W: World> Core<W> {
         }
     }
 
-    /// Reads keys and certificates anew and hands them to the proxy; what cannot be read leaves the old ones in force.
+    /// Reads keys and certificates anew and hands them to the proxy; what is no good leaves what was good before in force, and is said once.
     pub(super) fn renew_settings(&mut self) {
-        if let Err(error) = self.world.renew_settings(&self.desired) {
-            tracing::error!(error, "keys or certificates cannot be read; the old ones stay in force");
-            self.note_event(None, "settings_refused", &error);
+        let troubles = self.world.renew_settings(&self.desired);
+        let before = std::mem::replace(&mut self.proxy.troubles, troubles.clone());
+        for trouble in troubles.iter().filter(|trouble| !before.contains(trouble)) {
+            tracing::error!(trouble, "a key or certificate is no good");
+            self.note_event(None, "credentials_refused", trouble);
+        }
+        if troubles.is_empty() && !before.is_empty() {
+            tracing::info!("keys and certificates are good again");
+            self.note_event(None, "credentials_mended", "");
         }
     }
 }

@@ -80,8 +80,10 @@ pub trait World {
     fn load(&mut self) -> Result<(Desired, String), Refusal>;
     /// Keeps `text`, the tenants.toml in force, for a start that finds a bad one.
     fn save_last_good(&mut self, text: &str) -> Result<(), String>;
-    /// Reads keys and certificates anew and hands them to the proxy; the old ones stay in force where that fails.
-    fn renew_settings(&mut self, desired: &Desired) -> Result<(), String>;
+    /// Reads keys and certificates anew and hands the proxy what changed. Returns what is no good, a sentence each; what was good before stays in force.
+    fn renew_settings(&mut self, desired: &Desired) -> Vec<String>;
+    /// A token names a kid that no key has: has the keys of identity providers fetched anew. [`Event::KeySets`](super::event::Event::KeySets) follows.
+    fn renew_key_sets(&mut self);
     /// Takes a backup off this host; [`Event::BackedUp`](super::event::Event::BackedUp) says what came of it. None is under way.
     fn back_up(&mut self, job: Job);
     /// Looks at the repository that tenants.toml comes from; [`Event::Synced`](super::event::Event::Synced) says what came of it. No look is

@@ -15,7 +15,7 @@ use sq_agent::{
     instance_key,
     proxy::{
         JoinNetwork, credentials,
-        settings::{Settings, TokenKey},
+        settings::{KeyForm, Settings, TokenKey},
         supervisor::{ProxyEvent, Supervisor, SupervisorConfig, SupervisorHandle},
     },
     route::{Activity, RouteLimits, RouteState, Row, TableWriter, Writes},
@@ -66,7 +66,8 @@ impl Host {
         let settings = Settings {
             tls_cert_pem,
             tls_key_pem,
-            token_keys: vec![TokenKey { kid: None, alg: Algorithm::HS256, secret, iss: None, aud: None }],
+            token_keys: vec![TokenKey { kid: None, alg: Algorithm::HS256, secret, form: KeyForm::File, iss: None, aud: None }],
+            keys_renew: false,
             instance_secret: credentials::instance_secret(dir.path()).unwrap(),
             side: 0,
             run_as: is_root().then_some((65_534, 65_534)),

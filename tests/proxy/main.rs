@@ -21,4 +21,5 @@ mod strict_h2;
 #[path = "../support/mod.rs"]
 mod support;
 mod twins;
+mod who;
 mod wire;

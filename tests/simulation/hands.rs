@@ -146,9 +146,11 @@ impl World for SimWorld {
         })
     }
 
-    fn renew_settings(&mut self, _desired: &Desired) -> Result<(), String> {
-        self.act(Call::RenewSettings, |_| Ok(()))
+    fn renew_settings(&mut self, _desired: &Desired) -> Vec<String> {
+        self.act(Call::RenewSettings, |_| Vec::new())
     }
+
+    fn renew_key_sets(&mut self) {}
 
     fn find_program(&mut self, source: &SqSource, pause: Duration) {
         self.act(Call::FindProgram, |state| {

@@ -39,6 +39,8 @@ pub struct Host {
     dir: TempDir,
     /// `dir` without links, as the product shows it.
     root: PathBuf,
+    /// What stands in the environment of the agent and of commands, beside the test's own.
+    pub environment: Vec<(&'static str, PathBuf)>,
     agent: Option<Child>,
     /// Every proxy that the status named.
     proxies: Mutex<BTreeSet<u32>>,
@@ -94,7 +96,7 @@ impl Host {
         };
         edit(&mut wanted);
         let shared_pages = desired::parse(&wanted.text(), &root.join("tenants.toml")).unwrap().name;
-        let host = Self { wanted, dir, root, agent: None, proxies: Mutex::default(), shared_pages, _ports: ports };
+        let host = Self { wanted, dir, root, environment: Vec::new(), agent: None, proxies: Mutex::default(), shared_pages, _ports: ports };
         host.write(&host.wanted.text());
         host
     }
@@ -187,6 +189,7 @@ impl Host {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(SQ_AGENT);
         command.args(args).arg("--tenants").arg(self.file()).env_remove("SQ_AGENT_TENANTS").env_remove("SQ_AGENT_LOG");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

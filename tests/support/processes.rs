@@ -60,7 +60,8 @@ pub fn proxies(state_dir: &Path, known: &BTreeSet<u32>) -> Vec<u32> {
     all().into_iter().filter(|seen| seen.args.get(1).is_some_and(|arg| arg == "proxy")).map(|seen| seen.pid).filter(ours).collect()
 }
 
-fn all() -> Vec<Seen> {
+/// All live processes.
+pub fn all() -> Vec<Seen> {
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok());
     let seen = |pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|line| !line.is_empty())?;

@@ -62,7 +62,12 @@ fn in_schema(text: &str) -> Option<String> {
 /// A small good file that holds `key = value` in `section`, and what else that section needs.
 fn file_with(section: &Section, key: &Key, value: &str) -> String {
     let header = section.header.replace("NAME", "free");
-    let rest = section.keys().filter(|other| matches!(other.need, Need::Required) && other.name != key.name);
+    let needed = |other: &Key| match section.name {
+        // One of three ways to name a key; the first two belong together.
+        "jwt" => ["alg", "secret_file"].contains(&other.name) && !key.name.starts_with("jwks_"),
+        _ => matches!(other.need, Need::Required),
+    };
+    let rest = section.keys().filter(|other| needed(other) && other.name != key.name);
     let rest: String = rest.map(|other| format!("{} = {}\n", other.name, other.example)).collect();
     format!("{header}\n{rest}{} = {value}\n", key.name)
 }
@@ -82,7 +87,7 @@ fn every_key_is_read_and_changes_what_is_desired() {
             ("version", _) => "\"0.6.1\"",
             (
                 "binary" | "state_dir" | "cert" | "key" | "secret_file" | "key_file" | "webhook_file" | "password_file" | "env_file"
-                | "restic" | "ssh_key_file" | "known_hosts_file" | "token_file" | "verify" | "git",
+                | "restic" | "ssh_key_file" | "known_hosts_file" | "token_file" | "verify" | "git" | "jwks_file",
                 _,
             ) => "\"elsewhere\"",
             ("tier", _) => continue,

@@ -7,7 +7,7 @@ use super::*;
 struct Bench {
     dir: PathBuf,
     notices: tokio::sync::mpsc::Receiver<()>,
-    _watch: Watch,
+    watch: Watch,
     _temp: tempfile::TempDir,
 }
 
@@ -22,7 +22,7 @@ impl Bench {
         prepare(&dir);
         let (send, notices) = tokio::sync::mpsc::channel(1);
         let watch = Watch::start(&dir.join(name), send).unwrap();
-        Self { dir, notices, _watch: watch, _temp: temp }
+        Self { dir, notices, watch, _temp: temp }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -163,4 +163,23 @@ fn links_in_a_circle_end() {
     symlink("b", dir.path().join("a")).unwrap();
     symlink("a", dir.path().join("b")).unwrap();
     assert_eq!(watch_points(&dir.path().canonicalize().unwrap().join("a")).len(), 2);
+}
+
+#[test]
+fn files_that_are_followed_beside_it_are_noticed_and_those_of_before_no_longer() {
+    let mut bench = Bench::new("t.toml", |dir| {
+        write(&dir.join("t.toml"), "1");
+        fs::create_dir(dir.join("tls")).unwrap();
+        write(&dir.join("tls/cert.pem"), "1");
+    });
+    bench.watch.follow(vec![bench.path("tls/cert.pem"), bench.path("tls/missing.pem")]);
+    bench.rest();
+    bench.notices(|dir| write(&dir.join("tls/cert.pem"), "2"));
+    bench.notices(|dir| write(&dir.join("tls/missing.pem"), "1"));
+    bench.notices(|dir| write(&dir.join("t.toml"), "2"));
+    bench.watch.follow(vec![]);
+    bench.rest();
+    write(&bench.path("tls/cert.pem"), "3");
+    assert!(!bench.notice(Duration::from_millis(500)), "noticed what is no longer followed");
+    bench.notices(|dir| write(&dir.join("t.toml"), "3"));
 }

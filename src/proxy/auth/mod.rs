@@ -1,15 +1,18 @@
 //! Who asks: from the headers of a request to a tenant's id, or the reason why not. Pure, save for a cache of what was proved before.
 
 mod cache;
+mod credential;
 mod jwt;
+mod members;
 
-use aws_lc_rs::digest;
-use http::{HeaderMap, header};
+use http::HeaderMap;
 
+pub(crate) use credential::sha256;
 pub(crate) use jwt::{BadKey, Keys};
 
 use crate::desired::TenantId;
 use cache::TokenCache;
+use credential::Credential;
 
 /// Longest token, bytes. Ours have about 200; a megabyte of claims would be hashed and parsed for nothing.
 pub(crate) const MAX_TOKEN_BYTES: usize = 8 * 1024;
@@ -20,18 +23,24 @@ pub(crate) const LEEWAY_SECONDS: u64 = 5;
 /// Why a request has no identity. The texts go to the caller, so none holds any part of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthError {
-    #[error("send a token: Authorization: Bearer <JWT>")]
+    #[error("send a credential: Authorization: Bearer <JWT or API key>")]
     Missing,
-    #[error("send exactly one credential: one Authorization header and no X-SQ-API-Key")]
+    #[error("send exactly one credential: one Authorization header, or one X-SQ-API-Key header")]
     Several,
-    #[error("the Authorization header must read: Bearer <JWT>")]
+    #[error("the Authorization header must read: Bearer <JWT or API key>")]
     NotBearer,
+    #[error("that is no API key: one is pmb-v1- and 32 lower-case hex digits")]
+    NotApiKey,
+    #[error("no tenant of this server has this API key")]
+    UnknownApiKey,
     #[error("the token is longer than 8 KiB")]
     TooLong,
     #[error("the token is not a JWT with the claims this server needs")]
     Malformed,
     #[error("no key of this server has the token's kid and algorithm")]
     NoKey,
+    #[error("no key of this server has the token's kid")]
+    UnknownKid,
     #[error("the token demands an extension (crit) that this server does not know")]
     Critical,
     #[error("the token's signature is wrong")]
@@ -84,6 +93,15 @@ impl Identity {
     }
 }
 
+/// What a request proved of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// It has a token that is in force.
+    Token(Identity),
+    /// It has a key with this SHA-256; the route table says whose that is.
+    ApiKey([u8; 32]),
+}
+
 /// Verifies tokens under one set of keys, and remembers what it verified. New keys, new `Authenticator`.
 pub(crate) struct Authenticator {
     keys: Keys,
@@ -96,50 +114,24 @@ impl Authenticator {
         Self { keys, proved: TokenCache::new() }
     }
 
-    /// The identity behind `headers` at `now` (seconds since 1970).
-    pub(crate) fn authenticate(&self, headers: &HeaderMap, now: u64) -> Result<Identity, AuthError> {
-        let token = bearer_token(headers)?;
+    /// The proof in `headers` at `now` (seconds since 1970).
+    pub(crate) fn authenticate(&self, headers: &HeaderMap, now: u64) -> Result<Proof, AuthError> {
+        let token = match Credential::of(headers)? {
+            Credential::Token(token) => token,
+            Credential::ApiKey(key) => return Ok(Proof::ApiKey(sha256(key))),
+        };
         let digest = sha256(token);
         if let Some(identity) = self.proved.get(&digest) {
-            return identity.in_force(now).map(|()| identity);
+            return identity.in_force(now).map(|()| Proof::Token(identity));
         }
         let identity = self.keys.verify(token)?;
         identity.in_force(now)?;
         self.proved.insert(digest, identity.clone());
-        Ok(identity)
+        Ok(Proof::Token(identity))
     }
 }
 
-/// The one token among `headers`.
-fn bearer_token(headers: &HeaderMap) -> Result<&[u8], AuthError> {
-    let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
-    let Some(value) = credentials.next() else {
-        return Err(AuthError::Missing);
-    };
-    if credentials.next().is_some() || headers.contains_key("x-sq-api-key") {
-        return Err(AuthError::Several);
-    }
-    let value = value.as_bytes();
-    let (scheme, token) = value.split_at_checked(7).ok_or(AuthError::NotBearer)?;
-    if !scheme.eq_ignore_ascii_case(b"bearer ") {
-        return Err(AuthError::NotBearer);
-    }
-    let token = token.trim_ascii();
-    if token.len() > MAX_TOKEN_BYTES {
-        return Err(AuthError::TooLong);
-    }
-    // A comma or a space would be a second credential in the same header.
-    if token.is_empty() || !token.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte)) {
-        return Err(AuthError::Malformed);
-    }
-    Ok(token)
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    out
-}
-
+#[cfg(test)]
+pub(crate) mod keys_for_tests;
 #[cfg(test)]
 mod tests;
