@@ -7,6 +7,7 @@
 mod debounce;
 mod fields;
 mod files;
+mod front;
 mod keys;
 mod kind;
 mod last_good;

@@ -29,9 +29,9 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net
 const BACKENDS: [&str; 8] = ["sftp", "rest", "s3", "swift", "b2", "azure", "gs", "rclone"];
 
 /// The work in progress: where paths start, and what was found so far.
-struct Build<'a> {
+pub(super) struct Build<'a> {
     dir: &'a Path,
-    found: &'a mut Vec<Finding>,
+    pub(super) found: &'a mut Vec<Finding>,
     files: Vec<NamedFile>,
 }
 
@@ -93,7 +93,7 @@ impl Build<'_> {
     }
 
     /// As [`Build::join`] for a key of `fields`; the file is looked at once the whole text is known to be good.
-    fn file(&mut self, fields: &Fields, name: &'static str, purpose: Use) -> Option<PathBuf> {
+    pub(super) fn file(&mut self, fields: &Fields, name: &'static str, purpose: Use) -> Option<PathBuf> {
         let path = self.join(&fields.path(name)?);
         self.files.push(NamedFile { path: path.clone(), key: name, purpose, span: fields.span_of(name)? });
         Some(path)
@@ -124,7 +124,7 @@ impl Build<'_> {
             let (cert, key) = (self.file(tls, "cert", Use::Public), self.file(tls, "key", Use::Secret));
             Some(TlsFiles { cert: cert?, key: key? })
         });
-        Proxy { listen, public_url: fields.text("public_url"), tls, jwt: self.jwt(fields) }
+        Proxy { listen, public_url: fields.text("public_url"), tls, jwt: self.jwt(fields), ..self.front(fields) }
     }
 
     fn jwt(&mut self, proxy: &Fields) -> Vec<JwtKey> {
@@ -200,7 +200,8 @@ impl Build<'_> {
 
     /// Every address can be bound: none twice, none on a port that an instance may get. Port 0 is any free one.
     fn addresses(&mut self, proxy: &Fields, admin: Option<&Fields>, ports: Option<PortRange>) {
-        let listed = proxy.list("listen").unwrap_or_default().iter().filter_map(|(value, span)| Some((address(value)?, span.clone())));
+        let lists = ["listen", "http_listen"].into_iter().flat_map(|name| proxy.list(name).unwrap_or_default());
+        let listed = lists.filter_map(|(value, span)| Some((address(value)?, span.clone())));
         let admin = admin.and_then(|admin| Some((admin.address("listen")?, admin.span_of("listen")?)));
         let mut seen: Vec<(SocketAddr, Span)> = Vec::new();
         for (address, span) in listed.chain(admin).filter(|(address, _)| address.port() != 0) {
@@ -227,7 +228,7 @@ fn snapshots(fields: &Fields) -> Snapshots {
     }
 }
 
-fn address(value: &Value) -> Option<SocketAddr> {
+pub(super) fn address(value: &Value) -> Option<SocketAddr> {
     if let Value::Address(address) = value { Some(*address) } else { None }
 }
 

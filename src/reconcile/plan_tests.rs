@@ -23,7 +23,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         ports: PortRange { first: 10_001, last: 19_999 },
         isolation: IsolationMode::Auto,
         sq: SqSource::Version("0.6.0".into()),
-        proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
+        proxy: Proxy::default(),
         backup: None,
         admin: None,
         alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },

@@ -422,7 +422,7 @@ fn desired(tenants: impl Iterator<Item = Tenant>, number: u32, version: u32) -> 
         ports: PortRange { first: FIRST_PORT, last: FIRST_PORT + PORTS - 1 },
         isolation: IsolationMode::Auto,
         sq: program(number),
-        proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![] },
+        proxy: Proxy::default(),
         backup: None,
         admin: None,
         alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },
