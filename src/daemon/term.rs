@@ -116,6 +116,7 @@ impl Term {
             tracing::error!(kept = %moved.display(), "instances.db was corrupt: it was moved aside and is rebuilt from what runs");
         }
         let (settings_sender, settings) = watch::channel(Arc::new(credentials::settings(&desired)?));
+        let in_force = watch::Sender::new(None);
         let pages = ["routes", "activity"].map(|kind| PathBuf::from(SHARED_MEMORY).join(format!("sq-agent-{}-{kind}", desired.name)));
         let table = TableWriter::open(&pages[0])?;
         let activity = Arc::new(Activity::open(&pages[1])?);
@@ -149,10 +150,12 @@ impl Term {
             state_dir: desired.state_dir.clone(),
             exe: THIS_PROGRAM.into(),
             listen: desired.proxy.listen.clone(),
+            http_listen: desired.proxy.http_listen.clone(),
             kept: kept_listeners,
             routes,
             activity,
             settings,
+            in_force,
             events: proxy_events,
             replace: replace_proxy,
             network: join_network(&launcher)?,

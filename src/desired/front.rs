@@ -68,7 +68,11 @@ impl Build<'_> {
         let (kid, key) = (fields.text("eab_kid"), self.file(fields, "eab_key_file", Use::Secret));
         if kid.is_some() != key.is_some() && !fields.is_bad("eab_kid") && !fields.is_bad("eab_key_file") {
             let span = fields.span_of("eab_kid").or_else(|| fields.span_of("eab_key_file")).unwrap_or_default();
-            self.found.push(Finding::new(span, "an external account is a key id and a key", "write `eab_kid` and `eab_key_file`, or neither"));
+            self.found.push(Finding::new(
+                span,
+                "an external account is a key id and a key",
+                "write `eab_kid` and `eab_key_file`, or neither",
+            ));
         }
         let challenge = match fields.text("challenge").as_deref() {
             Some("http-01") => Challenge::Http01,

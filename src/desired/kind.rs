@@ -196,7 +196,9 @@ fn read_text(kind: Kind, text: &str) -> Result<Value, Fault> {
         Kind::Ports => ports(text).map(Value::Ports),
         Kind::Address => text.parse().map(Value::Address).map_err(|_| format!("must be an IP address with a port, not {text:?}")),
         Kind::Network => network(text).map(Value::Network),
-        Kind::Domain => check(is_domain(text), Value::Text(text.to_ascii_lowercase()), "must be a DNS name such as sq.example.com, without a `*`"),
+        Kind::Domain => {
+            check(is_domain(text), Value::Text(text.to_ascii_lowercase()), "must be a DNS name such as sq.example.com, without a `*`")
+        }
         Kind::Email => check(is_email(text), own(), "must be a mail address such as admin@example.com"),
         Kind::Challenge => check(matches!(text, "tls-alpn-01" | "http-01"), own(), "must be tls-alpn-01 or http-01"),
         Kind::Algorithm => algorithm(text).map(Value::Algorithm),
@@ -336,7 +338,11 @@ fn ports(text: &str) -> Result<PortRange, Fault> {
 fn network(text: &str) -> Result<IpNet, Fault> {
     let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let network = parsed.map_err(|_| format!("must be a network or an IP address, not {text:?}"))?;
-    if network.trunc() == network { Ok(network) } else { Err(format!("has bits behind its prefix: write {:?}", network.trunc().to_string())) }
+    if network.trunc() == network {
+        Ok(network)
+    } else {
+        Err(format!("has bits behind its prefix: write {:?}", network.trunc().to_string()))
+    }
 }
 
 fn algorithm(text: &str) -> Result<Algorithm, Fault> {

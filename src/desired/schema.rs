@@ -130,7 +130,9 @@ pub fn reference_markdown() -> String {
                     format!("{}; {} to {}", key.doc, size_text(min), size_text(max))
                 }
                 Kind::Integer { min, max } => format!("{}; {min} to {max}", key.doc),
-                Kind::Duration { min, max } | Kind::DurationOrOff { min, max } => format!("{}; {} to {}", key.doc, duration_text(min), duration_text(max)),
+                Kind::Duration { min, max } | Kind::DurationOrOff { min, max } => {
+                    format!("{}; {} to {}", key.doc, duration_text(min), duration_text(max))
+                }
                 _ => key.doc.to_owned(),
             };
             out += &format!("| `{}` `{}` | `{}` | {left_out} | {doc} |\n", section.header, key.name, key.example);

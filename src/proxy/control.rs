@@ -7,7 +7,7 @@ use crate::{desired::TenantId, proxy::settings::Settings};
 /// Raised when either end would no longer understand the other's words. Two are for ever, so that a proxy of any version can be replaced:
 /// [`ToProxy::Shutdown`], and of [`Hello`] `pid`, `side`, `listeners`, `protocol` and `retiring`. More fields may join them; those of a version
 /// that lacks them count as 0, no, or unknown.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// Agent to proxy.
 #[derive(Debug, Serialize, Deserialize)]
@@ -16,10 +16,11 @@ pub(crate) enum ToProxy {
     Join { user: bool },
     /// Its guard, which may touch the tenants' files: before the first settings, and again after [`ToAgent::GuardLost`]. Descriptor: the socket.
     Guard,
-    /// Serve by these from now on. Descriptors: `listeners` listeners, the route table, the activity page.
+    /// Serve by these from now on. Descriptors: `listeners` listeners, the last `plain` of them for plain HTTP; the route table, the activity page.
     Settings {
         settings: Box<Settings>,
         listeners: usize,
+        plain: usize,
         /// Comes back in the answer.
         serial: u64,
     },

@@ -11,11 +11,12 @@ use std::{
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 
 use super::{
+    front::{Front, Source, Trusted},
     settings::{Settings, TokenKey},
     token::{self, MintError},
 };
 use crate::{
-    desired::{Algorithm, Desired, TenantId},
+    desired::{Algorithm, Desired, Proxy, TenantId},
     secret::Secret,
 };
 
@@ -74,9 +75,12 @@ fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Credentia
 /// # Errors
 /// The first file that is missing, open to all, or damaged.
 pub fn settings(desired: &Desired) -> Result<Settings, CredentialsError> {
-    let (tls_cert_pem, tls_key_pem) = match &desired.proxy.tls {
-        Some(tls) => (fs::read(&tls.cert).map_err(file("read", &tls.cert))?, read_secret(&tls.key)?),
-        None => self_signed(&desired.state_dir)?,
+    let (tls_cert_pem, tls_key_pem, source) = match &desired.proxy.tls {
+        Some(tls) => (fs::read(&tls.cert).map_err(file("read", &tls.cert))?, read_secret(&tls.key)?, Source::Files),
+        None => {
+            let (cert, key) = self_signed(&desired.state_dir)?;
+            (cert, key, Source::SelfSigned)
+        }
     };
     Ok(Settings {
         tls_cert_pem,
@@ -85,7 +89,21 @@ pub fn settings(desired: &Desired) -> Result<Settings, CredentialsError> {
         instance_secret: instance_secret(&desired.state_dir)?,
         side: 0,
         run_as: rustix::process::geteuid().is_root().then_some(NOBODY),
+        front: front(&desired.proxy, source),
     })
+}
+
+/// What tenants.toml says of the way to the proxy. A browser that is told to insist on HTTPS would never again let its user pass by a
+/// certificate that nobody vouches for.
+fn front(proxy: &Proxy, source: Source) -> Front {
+    Front {
+        trusted: Trusted::new(proxy.trusted_proxies.clone()),
+        proxy_protocol: proxy.proxy_protocol,
+        hsts: proxy.hsts.filter(|_| source != Source::SelfSigned),
+        public: proxy.public_url.as_ref().and_then(|url| Some(url.parse::<http::Uri>().ok()?.authority()?.as_str().to_owned())),
+        source,
+        challenges: Vec::new(),
+    }
 }
 
 /// A token for `id`, valid from `now` (seconds since 1970) for `ttl` seconds.
@@ -242,14 +260,14 @@ mod tests {
     fn the_certificate_is_one_to_serve_with_and_made_anew_before_it_expires() {
         let dir = tempfile::tempdir().unwrap();
         let (cert, key) = self_signed(dir.path()).unwrap();
-        assert!(server_config(&cert, key.expose()).is_ok());
+        assert!(server_config(&cert, key.expose(), &[]).is_ok());
         assert_eq!(self_signed(dir.path()).unwrap().0, cert);
         assert_eq!(mode(&dir.path().join("tls/key.pem")), 0o600);
         let old = fs::File::options().append(true).open(dir.path().join("tls/cert.pem")).unwrap();
         old.set_modified(SystemTime::now() - VALID + RENEW - Duration::from_secs(60)).unwrap();
         let (renewed, key) = self_signed(dir.path()).unwrap();
         assert_ne!(renewed, cert);
-        assert!(server_config(&renewed, key.expose()).is_ok());
+        assert!(server_config(&renewed, key.expose(), &[]).is_ok());
     }
 
     #[test]
