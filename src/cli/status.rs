@@ -6,7 +6,7 @@ use super::table;
 use crate::{
     admin::{
         client,
-        status::{BackupStatus, RolloutStatus, Status, TenantStatus},
+        status::{AcmeStatus, BackupStatus, CertificateStatus, RolloutStatus, Status, TenantStatus},
     },
     desired::Desired,
 };
@@ -40,6 +40,8 @@ fn trouble(status: &Status) -> bool {
         || status.rollout.as_ref().is_some_and(|rollout| rollout.try_again.is_some())
         || status.backup.as_ref().is_some_and(|backup| backup.overdue || backup.last_error.is_some())
         || status.proxy.pid.is_none()
+        || status.proxy.certificate.as_ref().is_some_and(|certificate| certificate.ends_soon)
+        || status.proxy.acme.as_ref().is_some_and(|acme| acme.last_error.is_some())
         || !status.tenants.iter().all(settled)
 }
 
@@ -54,6 +56,11 @@ fn print(status: &Status) {
             pid.map_or("is down".to_owned(), |pid| format!("(pid {pid})")),
             detail.as_deref().unwrap_or_default()
         ),
+    }
+    status.proxy.certificate.iter().for_each(print_certificate);
+    if let Some(AcmeStatus { directory, last_error: Some(error), next_try, .. }) = &status.proxy.acme {
+        let next = next_try.as_ref().map_or_else(String::new, |at| format!(" (next try at {at})"));
+        anstream::eprintln!("no certificate from {directory}{next}: {error}");
     }
     if let Some(error) = &agent.config_error {
         anstream::eprintln!("tenants.toml has been refused for {} s; the last good one is in force:\n{error}", agent.config_stale_seconds);
@@ -78,6 +85,12 @@ fn print(status: &Status) {
     status.backup.iter().for_each(print_backup);
     let rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
     table::print(&["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"], &rows);
+}
+
+fn print_certificate(certificate: &CertificateStatus) {
+    let CertificateStatus { source, names, not_after, days_left, ends_soon } = certificate;
+    let soon = if *ends_soon { ", which is soon" } else { "" };
+    anstream::eprintln!("certificate ({source}) for {} until {not_after}, {days_left} days{soon}", names.join(", "));
 }
 
 fn print_backup(backup: &BackupStatus) {

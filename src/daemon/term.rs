@@ -133,6 +133,7 @@ impl Term {
                 activity: activity.clone(),
                 instance_secret: credentials::instance_secret(&desired.state_dir)?,
                 settings: settings_sender,
+                in_force: in_force.subscribe(),
                 launcher: launcher.clone(),
                 alive: systemd::alive,
             },

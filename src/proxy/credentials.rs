@@ -16,6 +16,7 @@ use super::{
     token::{self, MintError},
 };
 use crate::{
+    acme,
     desired::{Algorithm, Desired, Proxy, TenantId},
     secret::Secret,
 };
@@ -77,10 +78,13 @@ fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Credentia
 pub fn settings(desired: &Desired) -> Result<Settings, CredentialsError> {
     let (tls_cert_pem, tls_key_pem, source) = match &desired.proxy.tls {
         Some(tls) => (fs::read(&tls.cert).map_err(file("read", &tls.cert))?, read_secret(&tls.key)?, Source::Files),
-        None => {
-            let (cert, key) = self_signed(&desired.state_dir)?;
-            (cert, key, Source::SelfSigned)
-        }
+        None => match of_acme(desired)? {
+            Some((cert, key)) => (cert, key, Source::Acme),
+            None => {
+                let (cert, key) = self_signed(&desired.state_dir)?;
+                (cert, key, Source::SelfSigned)
+            }
+        },
     };
     Ok(Settings {
         tls_cert_pem,
@@ -104,6 +108,13 @@ fn front(proxy: &Proxy, source: Source) -> Front {
         source,
         challenges: Vec::new(),
     }
+}
+
+/// The certificate that was asked for, once there is one.
+fn of_acme(desired: &Desired) -> Result<Option<(Vec<u8>, Secret)>, CredentialsError> {
+    let Some(acme) = &desired.proxy.acme else { return Ok(None) };
+    let dir = desired.state_dir.join("acme");
+    acme::Files::new(&desired.state_dir, acme).certificate().map_err(file("read", &dir))
 }
 
 /// A token for `id`, valid from `now` (seconds since 1970) for `ttl` seconds.
@@ -207,7 +218,7 @@ fn random() -> Result<[u8; 32], getrandom::Error> {
 }
 
 /// Writes `bytes` for this user alone, whole or not at all: by rename.
-fn make(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
+pub(crate) fn make(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
     let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file("remove", &new)(error)),

@@ -57,3 +57,10 @@ pub use control::NudgeReason;
 pub use listen::ListenError;
 pub use network::JoinNetwork;
 pub use token::MintError;
+
+use crate::secret::Secret;
+
+/// Whether chain and key can be served with, or why not; nothing of the key is in that.
+pub(crate) fn fits(chain_pem: &[u8], key_pem: &Secret) -> Result<(), String> {
+    tls::server_config(chain_pem, key_pem.expose(), &[]).map(drop).map_err(|error| error.to_string())
+}

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     backups::Backups,
+    certificates::Certificates,
     event::{Drain, Unproved},
     guard::Held,
     health::Health,
@@ -81,6 +82,7 @@ pub struct Core<W: World> {
     /// Copies off this host.
     pub(super) backups: Backups,
     pub(super) keeping: Keeping,
+    pub(super) certificates: Certificates,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
     /// Instances whose row has to say `draining` before anybody looks at what is in flight.
@@ -183,6 +185,7 @@ impl<W: World> Core<W> {
             proxy: ProxyStatus::default(),
             backups,
             keeping: Keeping::new(now),
+            certificates: Certificates::default(),
             touched: BTreeSet::new(),
             draining: Vec::new(),
             unproved: Vec::new(),
@@ -281,6 +284,7 @@ impl<W: World> Core<W> {
             self.keep_by_the_hour(now);
             self.world.heartbeat();
             self.back_up(now);
+            self.look_at_certificates();
         }
         if due(&mut self.timers.survey, SURVEY) {
             self.survey(now);

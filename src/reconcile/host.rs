@@ -12,9 +12,11 @@ use super::{
     world::{Handle, Records, Refusal, Start, World},
 };
 use crate::{
+    acme,
     backup::{self, Job, Report},
+    certificate::Facts,
     crash_point,
-    desired::{self, Desired, Snapshots, SqSource, TenantId},
+    desired::{self, Acme, Desired, Snapshots, SqSource, TenantId},
     guard,
     instance::{
         Process, binary,
@@ -30,7 +32,7 @@ use crate::{
     },
     instance_key,
     observed::{Moment, Restore, monotonic},
-    proxy::{credentials, settings::Settings},
+    proxy::{credentials, front::Source, settings::Settings},
     route::{Activity, Row, TableError, TableWriter},
     secret::Secret,
     snapshot::{Reason, RestoreOrder, SnapshotOrder},
@@ -53,6 +55,8 @@ pub struct HostParts {
     pub instance_secret: Secret,
     /// Where the proxy's settings go.
     pub settings: watch::Sender<Arc<Settings>>,
+    /// Those that it serves by.
+    pub in_force: watch::Receiver<Option<Arc<Settings>>>,
     /// Starts instances, and gives sockets in their network.
     pub launcher: Launcher,
     /// Told at each tick that the loop turns, for whoever watches over the agent.
@@ -70,6 +74,8 @@ pub struct Host {
     tasks: Tasks,
     /// The backup off this host that is under way, or was last.
     backup: Option<backup::Running>,
+    /// The certificate that is asked for.
+    acme: Option<acme::Running>,
 }
 
 impl Host {
@@ -77,7 +83,7 @@ impl Host {
     pub(super) fn new(parts: HostParts) -> (Self, mpsc::UnboundedReceiver<Event<Arc<Process>>>) {
         let (reports, events) = mpsc::unbounded_channel();
         let pulse = Pulse::new(parts.launcher.network(), Health::LIMIT);
-        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new(), backup: None }, events)
+        (Self { parts, pulse, asking: 0, reports, tasks: Tasks::new(), backup: None, acme: None }, events)
     }
 
     /// Ends every task, so that nothing of this agent acts any more; the instances and their rows stay as they are.
@@ -86,6 +92,7 @@ impl Host {
             // It ends within seconds; a panic of it ends it as well.
             let _ = tokio::task::spawn_blocking(move || running.halt()).await;
         }
+        self.acme = None;
         self.tasks.halt().await;
     }
 
@@ -135,9 +142,29 @@ impl World for Host {
     }
 
     fn renew_settings(&mut self, desired: &Desired) -> Result<(), String> {
-        let settings = credentials::settings(desired).map_err(|error| error.to_string())?;
+        let mut settings = credentials::settings(desired).map_err(|error| error.to_string())?;
+        settings.front.challenges = self.acme.as_ref().map(acme::Running::offers).unwrap_or_default();
         self.parts.settings.send_replace(Arc::new(settings));
         Ok(())
+    }
+
+    fn certificate(&self) -> Option<(Facts, Source)> {
+        let settings = self.parts.settings.borrow();
+        Some((Facts::of(&settings.tls_cert_pem)?, settings.front.source))
+    }
+
+    fn ask_for_certificates(&mut self, acme: Option<&Acme>, ends: bool) {
+        let wanted = acme.filter(|_| !ends);
+        if wanted == self.acme.as_ref().map(acme::Running::acme) {
+            return;
+        }
+        let reports = self.reports.clone();
+        let report = move |news| {
+            // The loop is gone only when the agent ends.
+            let _ = reports.send(Event::Acme(news));
+        };
+        let (state_dir, in_force) = (self.parts.state_dir.clone(), self.parts.in_force.clone());
+        self.acme = wanted.map(|acme| acme::Running::start(acme.clone(), state_dir, in_force, report));
     }
 
     fn back_up(&mut self, job: Job) {

@@ -26,6 +26,7 @@ impl<W: World> Core<W> {
             Event::Looked(id, number, look) => self.looked(&id, number, look, now),
             Event::Surveyed(survey) => self.surveyed(survey),
             Event::BackedUp(report) => self.backed_up(&report, now),
+            Event::Acme(news) => self.hear_of_certificates(news),
             Event::Undone(id, recovered) => self.recovered(&id, &recovered),
             Event::Kept(number, id, taken) => self.kept(number, &id, taken),
             Event::Restored(number, id, restored) => self.restored(number, &id, restored),

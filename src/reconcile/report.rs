@@ -10,7 +10,7 @@ use super::{
 use crate::{
     admin::{
         server::{Answer, Question, Reply},
-        status::{AgentStatus, Status, TenantStatus},
+        status::{AgentStatus, ProxyStatus, Status, TenantStatus},
     },
     desired::TenantId,
     observed::{FileWork, Known, Moment, State},
@@ -82,7 +82,7 @@ impl<W: World> Core<W> {
                 memory_enforced: if self.world.limits_memory() { "kernel" } else { "polled" }.to_owned(),
                 pending_restart: intake::pending_restart(&self.started_with, &self.desired),
             },
-            proxy: self.proxy.clone(),
+            proxy: ProxyStatus { certificate: self.certificate_status(), acme: self.acme_status(), ..self.proxy.clone() },
             held: self.held.clone(),
             rollout: self.rollout_status(now),
             backup: self.backup_status(),

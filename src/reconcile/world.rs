@@ -9,7 +9,8 @@ use std::{collections::HashMap, fmt, io, path::PathBuf, time::Duration};
 use super::event::{Drain, Unproved};
 use crate::{
     backup::Job,
-    desired::{Desired, Snapshots, SqSource, TenantId},
+    certificate::Facts,
+    desired::{Acme, Desired, Snapshots, SqSource, TenantId},
     instance::{
         cgroup::{Applied, CgroupLimits},
         isolation::Isolation,
@@ -19,6 +20,7 @@ use crate::{
         usage::Memory,
     },
     observed::{Moment, Restore},
+    proxy::front::Source,
     route::{Row, TableError},
     snapshot::Reason,
     store::{InstanceRecord, StoreError, TenantRecord},
@@ -80,6 +82,11 @@ pub trait World {
     fn save_last_good(&mut self, text: &str) -> Result<(), String>;
     /// Reads keys and certificates anew and hands them to the proxy; the old ones stay in force where that fails.
     fn renew_settings(&mut self, desired: &Desired) -> Result<(), String>;
+    /// What the proxy is given to serve with.
+    fn certificate(&self) -> Option<(Facts, Source)>;
+    /// Has a certificate asked for as `acme` says, or none; what comes of it is told by [`Event::Acme`](super::event::Event::Acme). Called again
+    /// and again, it changes something only where `acme` has changed. `ends`: the agent does.
+    fn ask_for_certificates(&mut self, acme: Option<&Acme>, ends: bool);
     /// Takes a backup off this host; [`Event::BackedUp`](super::event::Event::BackedUp) says what came of it. None is under way.
     fn back_up(&mut self, job: Job);
     /// Finds or installs the program after a pause; [`Event::Program`](super::event::Event::Program) says what came of it.

@@ -4,7 +4,8 @@ use std::{collections::HashMap, io, panic, time::Duration};
 
 use sq_agent::{
     backup::Job,
-    desired::{Desired, Snapshots, SqSource, TenantId},
+    certificate::Facts,
+    desired::{Acme, Desired, Snapshots, SqSource, TenantId},
     instance::{
         cgroup::{Applied, CgroupLimits},
         isolation::Isolation,
@@ -14,6 +15,7 @@ use sq_agent::{
         usage::Memory,
     },
     observed::{Moment, Restore},
+    proxy::front::Source,
     reconcile::{
         event::{Change, Drain, Event, Unproved},
         world::{Records, Refusal, Start, World},
@@ -146,6 +148,14 @@ impl World for SimWorld {
 
     fn renew_settings(&mut self, _desired: &Desired) -> Result<(), String> {
         self.act(Call::RenewSettings, |_| Ok(()))
+    }
+
+    fn certificate(&self) -> Option<(Facts, Source)> {
+        None
+    }
+
+    fn ask_for_certificates(&mut self, acme: Option<&Acme>, _ends: bool) {
+        assert!(acme.is_none(), "no simulated host has [proxy.acme]");
     }
 
     fn find_program(&mut self, source: &SqSource, pause: Duration) {

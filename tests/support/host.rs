@@ -88,6 +88,7 @@ impl Host {
             https: ports.https,
             sq: sq_binary(),
             isolation: "auto",
+            proxy: String::new(),
             more: String::new(),
             tenants: Default::default(),
         };

@@ -13,6 +13,8 @@ pub struct Wanted {
     pub sq: std::path::PathBuf,
     /// `auto`, `required` or `off`.
     pub isolation: &'static str,
+    /// Further lines of `[proxy]`.
+    pub proxy: String,
     /// Further tables, as they stand in the file.
     pub more: String,
     /// Every tenant by id.
@@ -59,6 +61,7 @@ binary = {:?}
 
 [proxy]
 listen = ["127.0.0.1:{}"]
+{}
 
 [tiers.free]
 rate = "none"
@@ -75,7 +78,7 @@ burst = 20
 rate = "none"
 body_max = "4K"
 "#,
-            self.ports.0, self.ports.1, self.isolation, self.sq, self.https
+            self.ports.0, self.ports.1, self.isolation, self.sq, self.https, self.proxy
         );
         text.push_str(&self.more);
         for (id, tenant) in &self.tenants {
