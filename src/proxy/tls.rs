@@ -54,6 +54,8 @@ pub(crate) fn server_config(cert_pem: &[u8], key_pem: &[u8], challenges: &[Chall
     if !challenges.is_empty() {
         config.alpn_protocols.push(ACME_TLS.to_vec());
     }
+    // All that is offered is good, and the best comes first: testssl.sh wants us to insist on that.
+    config.ignore_client_order = true;
     config.ticketer = ticketer()?;
     Ok(Arc::new(config))
 }
