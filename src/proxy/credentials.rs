@@ -76,16 +76,7 @@ fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Credentia
 /// # Errors
 /// The first file that is missing, open to all, or damaged.
 pub fn settings(desired: &Desired) -> Result<Settings, CredentialsError> {
-    let (tls_cert_pem, tls_key_pem, source) = match &desired.proxy.tls {
-        Some(tls) => (fs::read(&tls.cert).map_err(file("read", &tls.cert))?, read_secret(&tls.key)?, Source::Files),
-        None => match of_acme(desired)? {
-            Some((cert, key)) => (cert, key, Source::Acme),
-            None => {
-                let (cert, key) = self_signed(&desired.state_dir)?;
-                (cert, key, Source::SelfSigned)
-            }
-        },
-    };
+    let (tls_cert_pem, tls_key_pem, source) = certificate_files(desired)?;
     Ok(Settings {
         tls_cert_pem,
         tls_key_pem,
@@ -99,7 +90,7 @@ pub fn settings(desired: &Desired) -> Result<Settings, CredentialsError> {
 
 /// What tenants.toml says of the way to the proxy. A browser that is told to insist on HTTPS would never again let its user pass by a
 /// certificate that nobody vouches for.
-fn front(proxy: &Proxy, source: Source) -> Front {
+pub(super) fn front(proxy: &Proxy, source: Source) -> Front {
     Front {
         trusted: Trusted::new(proxy.trusted_proxies.clone()),
         proxy_protocol: proxy.proxy_protocol,
@@ -110,11 +101,23 @@ fn front(proxy: &Proxy, source: Source) -> Front {
     }
 }
 
-/// The certificate that was asked for, once there is one.
-fn of_acme(desired: &Desired) -> Result<Option<(Vec<u8>, Secret)>, CredentialsError> {
-    let Some(acme) = &desired.proxy.acme else { return Ok(None) };
-    let dir = desired.state_dir.join("acme");
-    acme::Files::new(&desired.state_dir, acme).certificate().map_err(file("read", &dir))
+/// The certificate chain and its key: those that `desired` names, those that were asked for once there are any, or the self-signed ones of this
+/// host.
+///
+/// # Errors
+/// A file that is missing, or a key that is open to all.
+pub(super) fn certificate_files(desired: &Desired) -> Result<(Vec<u8>, Secret, Source), CredentialsError> {
+    if let Some(tls) = &desired.proxy.tls {
+        return Ok((fs::read(&tls.cert).map_err(file("read", &tls.cert))?, read_secret(&tls.key)?, Source::Files));
+    }
+    if let Some(acme) = &desired.proxy.acme {
+        let dir = desired.state_dir.join("acme");
+        if let Some((cert, key)) = acme::Files::new(&desired.state_dir, acme).certificate().map_err(file("read", &dir))? {
+            return Ok((cert, key, Source::Acme));
+        }
+    }
+    let (cert, key) = self_signed(&desired.state_dir)?;
+    Ok((cert, key, Source::SelfSigned))
 }
 
 /// A token for `id`, valid from `now` (seconds since 1970) for `ttl` seconds.
