@@ -13,6 +13,9 @@ pub mod desired;
 pub mod doctor;
 pub mod file;
 pub(crate) mod framed;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod handover;
 pub mod instance;

@@ -1,0 +1,3 @@
+//! Doors for the fuzz targets (`fuzz/`) to what reads the words of strangers. Only a fuzzing build has them.
+
+pub mod token;

@@ -1,0 +1,60 @@
+//! Who asks: the Authorization header and the token in it.
+
+use std::sync::LazyLock;
+
+use aws_lc_rs::hmac;
+use http::{HeaderMap, HeaderValue, header};
+
+use crate::{
+    desired::Algorithm,
+    proxy::{
+        auth::{Authenticator, Keys},
+        settings::TokenKey,
+    },
+    secret::Secret,
+};
+
+const SECRET: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
+const NOW: u64 = 1_800_000_000;
+
+static DOOR: LazyLock<Authenticator> = LazyLock::new(|| {
+    let key = TokenKey { kid: None, alg: Algorithm::HS256, secret: Secret::new(SECRET), iss: None, aud: None };
+    let keys = Keys::new(&[key]).unwrap_or_else(|error| panic!("{error}"));
+    Authenticator::new(keys)
+});
+
+/// A request with this value of its Authorization header; whoever gets in had the secret.
+pub fn as_sent(value: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(value) else { return };
+    let token = value.as_bytes().get(7..).unwrap_or_default().trim_ascii().to_vec();
+    let mut headers = HeaderMap::new();
+    headers.insert(header::AUTHORIZATION, value);
+    if DOOR.authenticate(&headers, NOW).is_ok() {
+        assert!(is_signed(&token), "let in without the secret");
+    }
+}
+
+/// A token of this header and these claims, signed as it should be.
+pub fn signed(header: &[u8], claims: &[u8]) {
+    let message = format!("{}.{}", base64url(header), base64url(claims));
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &SECRET), message.as_bytes());
+    as_sent(format!("Bearer {message}.{}", base64url(tag.as_ref())).as_bytes());
+}
+
+fn is_signed(token: &[u8]) -> bool {
+    let Some(end) = token.iter().rposition(|&byte| byte == b'.') else { return false };
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &SECRET), &token[..end]);
+    base64url(tag.as_ref()).as_bytes() == &token[end + 1..]
+}
+
+/// Without padding; a few lines, so that the program itself needs no library for it.
+fn base64url(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let letter = |bits: u32| char::from(LETTERS[(bits & 63) as usize]);
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let bits = three.iter().fold(0, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - three.len()));
+        (0..=three.len()).for_each(|at| text.push(letter(bits >> (18 - 6 * at))));
+    }
+    text
+}
