@@ -19,7 +19,7 @@ const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Why a connection is closed.
 #[derive(Debug, thiserror::Error)]
-pub enum BadHeader {
+pub(crate) enum BadHeader {
     /// It breaks off, or cannot be read.
     #[error("the connection broke off in its PROXY header: {0}")]
     Read(#[from] io::Error),
@@ -43,6 +43,17 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option
     parse(&bytes[..FIXED + rest])
 }
 
+/// As [`read`], from what is there already.
+#[cfg(fuzzing)]
+pub(crate) fn read_now(bytes: &mut &[u8]) -> Result<Option<IpAddr>, BadHeader> {
+    use std::{future::Future, pin::pin, task};
+    match pin!(read(bytes)).poll(&mut task::Context::from_waker(task::Waker::noop())) {
+        task::Poll::Ready(read) => read,
+        // A slice is never waited for.
+        task::Poll::Pending => Err(BadHeader::Missing),
+    }
+}
+
 /// How many bytes follow the fixed part.
 fn rest(bytes: &[u8]) -> Result<usize, BadHeader> {
     let length = bytes.strip_prefix(SIGNATURE).and_then(|after| after.get(2..4)).ok_or(BadHeader::Missing)?;
@@ -54,7 +65,7 @@ fn rest(bytes: &[u8]) -> Result<usize, BadHeader> {
 ///
 /// # Errors
 /// It is none of version 2, contradicts itself, or is not about TCP.
-pub fn parse(bytes: &[u8]) -> Result<Option<IpAddr>, BadHeader> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Option<IpAddr>, BadHeader> {
     if bytes.len() < FIXED || FIXED + rest(bytes)? != bytes.len() {
         return Err(BadHeader::Missing);
     }
