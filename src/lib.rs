@@ -2,8 +2,10 @@
 //!
 //! ARCHITECTURE.md explains the house; each module below is one of its rooms.
 
+pub mod acme;
 pub mod admin;
 pub mod backup;
+pub mod certificate;
 pub(crate) mod child;
 pub mod cli;
 pub mod crash_point;

@@ -201,6 +201,44 @@ pub struct ProxyStatus {
     /// Keys and certificates that are no good, a sentence each; what was good before stays in force.
     #[serde(default)]
     pub troubles: Vec<String>,
+    /// The certificate in force.
+    #[serde(default)]
+    pub certificate: Option<CertificateStatus>,
+    /// How asking for one goes, where `[proxy.acme]` is written.
+    #[serde(default)]
+    pub acme: Option<AcmeStatus>,
+}
+
+/// A certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// `self-signed`, `files` or `acme`.
+    pub source: String,
+    /// Names and addresses for which it holds.
+    pub names: Vec<String>,
+    /// When it ends, RFC 3339.
+    pub not_after: String,
+    /// Whole days until then; negative once it has ended.
+    pub days_left: i64,
+    /// Somebody should see to it: fewer than 14 days are left (of one made for a few weeks: less than a quarter).
+    pub ends_soon: bool,
+}
+
+/// How asking for a certificate goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcmeStatus {
+    /// The server.
+    pub directory: String,
+    /// The names.
+    pub domains: Vec<String>,
+    /// It is under way.
+    pub asking: bool,
+    /// When the next one is asked for, RFC 3339.
+    pub next_try: Option<String>,
+    /// What last went wrong and has not gone well since: cause and remedy.
+    pub last_error: Option<String>,
+    /// When, RFC 3339.
+    pub last_error_at: Option<String>,
 }
 
 /// One tenant.

@@ -6,7 +6,7 @@ use super::table;
 use crate::{
     admin::{
         client,
-        status::{BackupStatus, RolloutStatus, Status, TenantStatus},
+        status::{AcmeStatus, BackupStatus, CertificateStatus, RolloutStatus, Status, TenantStatus},
     },
     desired::Desired,
 };
@@ -43,6 +43,8 @@ fn trouble(status: &Status) -> bool {
         || status.disk.is_some_and(|disk| disk.writes_refused)
         || status.proxy.pid.is_none()
         || !status.proxy.troubles.is_empty()
+        || status.proxy.certificate.as_ref().is_some_and(|certificate| certificate.ends_soon)
+        || status.proxy.acme.as_ref().is_some_and(|acme| acme.last_error.is_some())
         || !status.tenants.iter().all(settled)
 }
 
@@ -60,6 +62,11 @@ fn print(status: &Status) {
     }
     for trouble in &status.proxy.troubles {
         anstream::eprintln!("no good: {trouble}");
+    }
+    status.proxy.certificate.iter().for_each(print_certificate);
+    if let Some(AcmeStatus { directory, last_error: Some(error), next_try, .. }) = &status.proxy.acme {
+        let next = next_try.as_ref().map_or_else(String::new, |at| format!(" (next try at {at})"));
+        anstream::eprintln!("no certificate from {directory}{next}: {error}");
     }
     if let Some(error) = &agent.config_error {
         anstream::eprintln!("tenants.toml has been refused for {} s; the last good one is in force:\n{error}", agent.config_stale_seconds);
@@ -97,6 +104,12 @@ fn print(status: &Status) {
         rows.iter_mut().zip(storage).for_each(|(row, storage)| row.insert(AT, storage));
     }
     table::print(&heading, &rows);
+}
+
+fn print_certificate(certificate: &CertificateStatus) {
+    let CertificateStatus { source, names, not_after, days_left, ends_soon } = certificate;
+    let soon = if *ends_soon { ", which is soon" } else { "" };
+    anstream::eprintln!("certificate ({source}) for {} until {not_after}, {days_left} days{soon}", names.join(", "));
 }
 
 fn print_backup(backup: &BackupStatus) {

@@ -118,6 +118,7 @@ impl Term {
         }
         let (ring, first_look) = Ring::new(&desired)?;
         let (settings_sender, settings) = watch::channel(Arc::new(first_look.settings));
+        let in_force = watch::Sender::new(None);
         let (access_log_sender, access_log) = watch::channel(desired.proxy.access_log.clone());
         let (changes, changed) = mpsc::channel(1);
         let watch = Watch::start(&file, changes)
@@ -142,6 +143,7 @@ impl Term {
                 access_log: access_log_sender,
                 ring,
                 watch,
+                in_force: in_force.subscribe(),
                 launcher: launcher.clone(),
                 alive: systemd::alive,
             },
@@ -159,11 +161,13 @@ impl Term {
             state_dir: desired.state_dir.clone(),
             exe: THIS_PROGRAM.into(),
             listen: desired.proxy.listen.clone(),
+            http_listen: desired.proxy.http_listen.clone(),
             kept: kept_listeners,
             routes,
             activity,
             settings,
             access_log,
+            in_force,
             events: proxy_events,
             replace: replace_proxy,
             network: join_network(&launcher)?,

@@ -125,6 +125,18 @@ impl Fields {
         if let Some(Value::Address(address)) = self.get(name) { Some(*address) } else { None }
     }
 
+    /// Each entry of a list of networks.
+    pub(crate) fn networks(&self, name: &str) -> Vec<ipnet::IpNet> {
+        let entries = self.list(name).unwrap_or_default().iter();
+        entries.filter_map(|(value, _)| if let Value::Network(network) = value { Some(*network) } else { None }).collect()
+    }
+
+    /// Each entry of a list of texts, with its place.
+    pub(crate) fn texts(&self, name: &str) -> Vec<(String, Span)> {
+        let entries = self.list(name).unwrap_or_default().iter();
+        entries.filter_map(|(value, span)| if let Value::Text(text) = value { Some((text.clone(), span.clone())) } else { None }).collect()
+    }
+
     pub(crate) fn durability(&self, name: &str) -> Option<crate::guard::Durability> {
         if let Some(Value::Durability(durability)) = self.get(name) { Some(*durability) } else { None }
     }

@@ -57,6 +57,7 @@ impl Key {
             Kind::SizeOrNone { .. } | Kind::IntegerOrNone { .. } | Kind::CpuOrNone | Kind::RateOrNone => {
                 format!("write `{} = {}`, or \"none\" for no limit", self.name, self.example)
             }
+            Kind::DurationOrOff { .. } => format!("write `{} = {}`, or \"off\"", self.name, self.example),
             _ => format!("write `{} = {}`", self.name, self.example),
         }
     }
@@ -75,8 +76,8 @@ const fn section(name: &'static str, header: &'static str, keys: &'static [Key])
 }
 
 /// Every table of the file, the file itself first.
-pub(crate) static SECTIONS: [&Section; 15] =
-    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &ACCESS_LOG, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &GITOPS, &ADMIN, &ALERTS, &DISCORD];
+pub(crate) static SECTIONS: [&Section; 16] =
+    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &ACME, &ACCESS_LOG, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &GITOPS, &ADMIN, &ALERTS, &DISCORD];
 
 use Need::{Default, Optional, Required};
 
@@ -115,8 +116,13 @@ pub(crate) static SQ: Section = section("sq", "[sq]", &[
 pub(crate) static PROXY: Section = section("proxy", "[proxy]", &[
     key("listen", Kind::List(&Kind::Address), Default("[\"127.0.0.1:8443\"]"), "[\"0.0.0.0:443\", \"[::]:443\"]", "addresses to listen on"),
     key("public_url", Kind::Url, Optional("the first listen address"), "\"https://sq.example.com\"", "what users type"),
+    key("http_listen", Kind::List(&Kind::Address), Default("[]"), "[\"0.0.0.0:80\", \"[::]:80\"]", "addresses for plain HTTP: sends browsers to HTTPS, answers /healthz and ACME (HTTP-01), and nothing else"),
+    key("trusted_proxies", Kind::List(&Kind::Network), Default("[]"), "[\"10.0.0.0/8\", \"::1\"]", "the load balancers before this host, as networks or addresses: whom they name in X-Forwarded-For is taken for the client"),
+    key("proxy_protocol", Kind::Flag, Default("false"), "true", "each connection from `trusted_proxies` begins with a header of the PROXY protocol, version 2; one that does not is closed"),
+    key("hsts", Kind::DurationOrOff { min: 1, max: 10 * 365 * DAY }, Default("\"730d\""), "\"365d\"", "how long browsers are to come by HTTPS alone (Strict-Transport-Security); said only where the certificate is not the self-signed one"),
     key("tls", Kind::Table(&TLS), Optional("a self-signed certificate for loopback, made once"), "", "certificate and key"),
     key("access_log", Kind::Table(&ACCESS_LOG), Optional("the defaults below"), "", "when the access log is rotated"),
+    key("acme", Kind::Table(&ACME), Optional("no certificate is asked for"), "", "a certificate from Let's Encrypt or the like, asked for and renewed by the agent"),
     key("jwt", Kind::Tables(&JWT), Optional("an HS256 secret, made once, kept in the state directory"), "", "keys that verify tokens"),
 ]);
 
@@ -134,6 +140,17 @@ pub(crate) static ACCESS_LOG: Section = section("access_log", "[proxy.access_log
     key("max_size", Kind::Size { min: MIB, max: 1024 * GIB }, Default("\"64M\""), "\"64M\"", "the log is rotated when it is so large"),
     key("max_age", Kind::Duration { min: HOUR, max: 365 * DAY }, Default("\"7d\""), "\"1d\"", "or its first line so old (h, d)"),
     key("keep", Kind::Integer { min: 0, max: MAX_LOGS }, Default("8"), "14", "so many old ones stay, compressed by zstd"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static ACME: Section = section("acme", "[proxy.acme]", &[
+    key("domains", Kind::List(&Kind::Domain), Required, "[\"sq.example.com\"]", "names of the certificate; each must lead to this host"),
+    key("contact", Kind::Email, Optional("the server knows nobody to write to"), "\"admin@example.com\"", "whom the server may write to"),
+    key("directory", Kind::Url, Default("\"https://acme-v02.api.letsencrypt.org/directory\""), "\"https://acme-staging-v02.api.letsencrypt.org/directory\"", "where the ACME server begins; by naming it you agree to its terms"),
+    key("challenge", Kind::Challenge, Default("\"tls-alpn-01\""), "\"http-01\"", "how the server sees that a name is yours: tls-alpn-01, on port 443 of `listen`; http-01, on port 80 of `http_listen`"),
+    key("ca_file", Kind::Path, Optional("those that this host trusts"), "\"/etc/sq-agent/private-ca.pem\"", "certificate authority of the server itself, PEM, where it is a private one"),
+    key("eab_kid", Kind::Text, Optional("the server asks for no account elsewhere"), "\"kid-1\"", "key id of an external account (EAB)"),
+    key("eab_key_file", Kind::Path, Optional("as `eab_kid`"), "\"/etc/sq-agent/eab.key\"", "file with its HMAC key as the server gave it (base64url), mode 0600"),
 ]);
 
 #[rustfmt::skip]

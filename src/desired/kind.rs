@@ -1,7 +1,11 @@
 //! The kinds of value that a key may have, and how each is read from TOML.
 
-use std::{net::SocketAddr, time::UNIX_EPOCH};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::UNIX_EPOCH,
+};
 
+use ipnet::IpNet;
 use toml::{
     Spanned,
     de::DeValue,
@@ -41,6 +45,16 @@ pub(crate) enum Kind {
     RepositoryPath,
     /// `"6h"`, within these bounds in seconds.
     Duration { min: u64, max: u64 },
+    /// As [`Kind::Duration`], or `"off"`.
+    DurationOrOff { min: u64, max: u64 },
+    /// `"10.0.0.0/8"` or `"10.0.0.1"`.
+    Network,
+    /// A DNS name, without a wildcard.
+    Domain,
+    /// `"admin@example.com"`.
+    Email,
+    /// `"tls-alpn-01"` or `"http-01"`.
+    Challenge,
     /// `"20M"`, within these bounds in bytes.
     Size { min: u64, max: u64 },
     /// As [`Kind::Size`], or `"none"`.
@@ -97,6 +111,7 @@ pub(crate) enum Value {
     Flag(bool),
     Ports(PortRange),
     Address(SocketAddr),
+    Network(IpNet),
     Algorithm(Algorithm),
     Isolation(IsolationMode),
     Durability(Durability),
@@ -188,13 +203,20 @@ fn read_text(kind: Kind, text: &str) -> Result<Value, Fault> {
     let own = || Value::Text(text.to_owned());
     match kind {
         Kind::SizeOrNone { .. } | Kind::CpuOrNone | Kind::RateOrNone if text == "none" => Ok(Value::Unlimited),
+        Kind::DurationOrOff { .. } if text == "off" => Ok(Value::Unlimited),
         Kind::Size { min, max } | Kind::SizeOrNone { min, max } => size(text, min, max).map(Value::Number),
-        Kind::Duration { min, max } => duration(text, min, max).map(Value::Number),
+        Kind::Duration { min, max } | Kind::DurationOrOff { min, max } => duration(text, min, max).map(Value::Number),
         Kind::Percent => percent(text, 100).map(Value::Number),
         Kind::CpuOrNone => percent(text, MAX_CPU_PERCENT).map(Value::Number),
         Kind::RateOrNone => rate(text).map(Value::Rate),
         Kind::Ports => ports(text).map(Value::Ports),
         Kind::Address => text.parse().map(Value::Address).map_err(|_| format!("must be an IP address with a port, not {text:?}")),
+        Kind::Network => network(text).map(Value::Network),
+        Kind::Domain => {
+            check(is_domain(text), Value::Text(text.to_ascii_lowercase()), "must be a DNS name such as sq.example.com, without a `*`")
+        }
+        Kind::Email => check(is_email(text), own(), "must be a mail address such as admin@example.com"),
+        Kind::Challenge => check(matches!(text, "tls-alpn-01" | "http-01"), own(), "must be tls-alpn-01 or http-01"),
         Kind::Algorithm => algorithm(text).map(Value::Algorithm),
         Kind::Isolation => isolation(text).map(Value::Isolation),
         Kind::Durability => durability(text).map(Value::Durability),
@@ -341,6 +363,17 @@ fn ports(text: &str) -> Result<PortRange, Fault> {
     }
 }
 
+/// A network, or one address.
+fn network(text: &str) -> Result<IpNet, Fault> {
+    let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = parsed.map_err(|_| format!("must be a network or an IP address, not {text:?}"))?;
+    if network.trunc() == network {
+        Ok(network)
+    } else {
+        Err(format!("has bits behind its prefix: write {:?}", network.trunc().to_string()))
+    }
+}
+
 fn algorithm(text: &str) -> Result<Algorithm, Fault> {
     match text {
         "HS256" => Ok(Algorithm::HS256),
@@ -417,6 +450,22 @@ fn is_version(text: &str) -> bool {
     let (numbers, pre) = text.split_once('-').map_or((text, None), |(numbers, pre)| (numbers, Some(pre)));
     let pre_good = pre.is_none_or(|pre| !pre.is_empty() && pre.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-'));
     numbers.split('.').count() == 3 && numbers.split('.').all(|n| decimal(n).is_some()) && pre_good && text.len() <= 64
+}
+
+/// A name for which a certificate can be asked (RFC 1123, section 2.1), with a dot in it unless it is of a network of one's own.
+fn is_domain(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label) && text.parse::<IpAddr>().is_err()
+}
+
+fn is_email(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !b"<>,;:?&#%\"".contains(&byte);
+    text.len() <= 254 && text.bytes().all(plain) && text.rsplit_once('@').is_some_and(|(who, at)| !who.is_empty() && is_domain(at))
 }
 
 fn is_url(text: &str) -> bool {

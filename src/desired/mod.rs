@@ -7,6 +7,7 @@
 mod debounce;
 mod fields;
 mod files;
+mod front;
 mod gitops;
 mod keys;
 mod kind;

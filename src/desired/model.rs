@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::GitOps;
@@ -295,8 +296,35 @@ impl Default for AccessLog {
     }
 }
 
-/// `[proxy]`.
+/// How an ACME server sees that a name is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Challenge {
+    /// By a certificate made for it, on the HTTPS port (RFC 8737).
+    TlsAlpn01,
+    /// By a text, on the plain port (RFC 8555, section 8.3).
+    Http01,
+}
+
+/// `[proxy.acme]`: whom to ask for a certificate, and for which names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acme {
+    /// Names of the certificate, lower case; at least one, none twice.
+    pub domains: Vec<String>,
+    /// Mail address of the account.
+    pub contact: Option<String>,
+    /// URL of the server's directory.
+    pub directory: String,
+    /// How it is proved that the names are ours.
+    pub challenge: Challenge,
+    /// PEM file with the authority of the server's own certificate, where this host does not trust that anyway.
+    pub ca_file: Option<PathBuf>,
+    /// External account: key id, and the file with its HMAC key.
+    pub eab: Option<(String, PathBuf)>,
+}
+
+/// `[proxy]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxy {
     /// Addresses to listen on, HTTPS.
     pub listen: Vec<SocketAddr>,
@@ -308,6 +336,21 @@ pub struct Proxy {
     pub jwt: Vec<JwtKey>,
     /// `[proxy.access_log]`.
     pub access_log: AccessLog,
+    /// Addresses to listen on, plain HTTP.
+    #[serde(default)]
+    pub http_listen: Vec<SocketAddr>,
+    /// Load balancers, whose word on who the client is is believed.
+    #[serde(default)]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Connections from them begin with a header of the PROXY protocol.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+    /// Seconds of Strict-Transport-Security; `None`: it is not said.
+    #[serde(default)]
+    pub hsts: Option<u64>,
+    /// Never beside `tls`.
+    #[serde(default)]
+    pub acme: Option<Acme>,
 }
 
 /// `[backup]`.

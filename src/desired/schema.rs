@@ -63,6 +63,11 @@ fn of_kind(kind: Kind) -> Json {
         Kind::Branch => text("^[A-Za-z0-9_+@][A-Za-z0-9._+@/-]*$"),
         Kind::RepositoryPath => text("^[^/]"),
         Kind::Duration { .. } => text("^[0-9]+[smhd]$"),
+        Kind::DurationOrOff { .. } => text("^([0-9]+[smhd]|off)$"),
+        Kind::Network => text("^[0-9A-Fa-f.:]+(/[0-9]+)?$"),
+        Kind::Domain => text("^[A-Za-z0-9-]+(\\.[A-Za-z0-9-]+)*$"),
+        Kind::Email => text("^[^@ ]+@[A-Za-z0-9.-]+$"),
+        Kind::Challenge => json!({ "type": "string", "enum": ["tls-alpn-01", "http-01"] }),
         Kind::Name => text("^[a-z0-9-]{1,64}$"),
         Kind::Id => text("^[A-Za-z0-9_+@-][A-Za-z0-9._+@-]{0,127}$"),
         Kind::TierName => text(TIER_NAME),
@@ -131,7 +136,9 @@ pub fn reference_markdown() -> String {
                     format!("{}; {} to {}", key.doc, size_text(min), size_text(max))
                 }
                 Kind::Integer { min, max } | Kind::IntegerOrNone { min, max } => format!("{}; {min} to {max}", key.doc),
-                Kind::Duration { min, max } => format!("{}; {} to {}", key.doc, duration_text(min), duration_text(max)),
+                Kind::Duration { min, max } | Kind::DurationOrOff { min, max } => {
+                    format!("{}; {} to {}", key.doc, duration_text(min), duration_text(max))
+                }
                 _ => key.doc.to_owned(),
             };
             out += &format!("| `{}` `{}` | `{}` | {left_out} | {doc} |\n", section.header, key.name, key.example);

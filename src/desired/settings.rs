@@ -33,9 +33,9 @@ const DEFAULT_DISK_RESERVE: u64 = 256 << 20;
 const BACKENDS: [&str; 8] = ["sftp", "rest", "s3", "swift", "b2", "azure", "gs", "rclone"];
 
 /// The work in progress: where paths start, and what was found so far.
-struct Build<'a> {
+pub(super) struct Build<'a> {
     dir: &'a Path,
-    found: &'a mut Vec<Finding>,
+    pub(super) found: &'a mut Vec<Finding>,
     files: Vec<NamedFile>,
 }
 
@@ -101,7 +101,7 @@ impl Build<'_> {
     }
 
     /// As [`Build::join`] for a key of `fields`; the file is looked at once the whole text is known to be good.
-    fn file(&mut self, fields: &Fields, name: &'static str, purpose: Use) -> Option<PathBuf> {
+    pub(super) fn file(&mut self, fields: &Fields, name: &'static str, purpose: Use) -> Option<PathBuf> {
         let path = self.join(&fields.path(name)?);
         self.files.push(NamedFile { path: path.clone(), key: name, purpose, span: fields.span_of(name)? });
         Some(path)
@@ -133,7 +133,7 @@ impl Build<'_> {
             Some(TlsFiles { cert: cert?, key: key? })
         });
         let access_log = access_log(fields.table("access_log"));
-        Proxy { listen, public_url: fields.text("public_url"), tls, jwt: self.jwt(fields), access_log }
+        Proxy { listen, public_url: fields.text("public_url"), tls, jwt: self.jwt(fields), access_log, ..self.front(fields) }
     }
 
     fn jwt(&mut self, proxy: &Fields) -> Vec<JwtKey> {
@@ -266,7 +266,8 @@ impl Build<'_> {
 
     /// Every address can be bound: none twice, none on a port that an instance may get. Port 0 is any free one.
     fn addresses(&mut self, proxy: &Fields, admin: Option<&Fields>, ports: Option<PortRange>) {
-        let listed = proxy.list("listen").unwrap_or_default().iter().filter_map(|(value, span)| Some((address(value)?, span.clone())));
+        let lists = ["listen", "http_listen"].into_iter().flat_map(|name| proxy.list(name).unwrap_or_default());
+        let listed = lists.filter_map(|(value, span)| Some((address(value)?, span.clone())));
         let admin = admin.and_then(|admin| Some((admin.address("listen")?, admin.span_of("listen")?)));
         let mut seen: Vec<(SocketAddr, Span)> = Vec::new();
         for (address, span) in listed.chain(admin).filter(|(address, _)| address.port() != 0) {
@@ -303,7 +304,7 @@ fn snapshots(fields: &Fields) -> Snapshots {
     }
 }
 
-fn address(value: &Value) -> Option<SocketAddr> {
+pub(super) fn address(value: &Value) -> Option<SocketAddr> {
     if let Value::Address(address) = value { Some(*address) } else { None }
 }
 

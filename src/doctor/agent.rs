@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::{
-    admin::status::{BackupStatus, DiskStatus, GitOpsStatus, Status, TenantStatus},
+    admin::status::{AcmeStatus, BackupStatus, CertificateStatus, DiskStatus, GitOpsStatus, Status, TenantStatus},
     instance::isolation::{Isolation, Part},
 };
 
@@ -21,6 +21,8 @@ pub fn findings(status: &Status) -> Vec<Finding> {
     for trouble in &status.proxy.troubles {
         findings.push(Finding::problem("keys", trouble, "mend that file or address; nothing needs to be restarted"));
     }
+    findings.extend(status.proxy.certificate.as_ref().map(certificate));
+    findings.extend(status.proxy.acme.as_ref().and_then(acme));
     if let Some(error) = &agent.config_error {
         let text = format!("refused for {} s; the last good one is in force: {error}", agent.config_stale_seconds);
         findings.push(Finding::problem("tenants.toml", text, "`sq-agent check` shows every problem with what to write instead"));
@@ -61,6 +63,30 @@ pub fn findings(status: &Status) -> Vec<Finding> {
     }
     findings.extend(agent.isolation.as_ref().map(isolation).unwrap_or_default());
     findings
+}
+
+/// For how long clients will take the certificate.
+fn certificate(certificate: &CertificateStatus) -> Finding {
+    let CertificateStatus { source, names, not_after, days_left, ends_soon } = certificate;
+    let text = format!("the one for {} ({source}) holds until {not_after}, {days_left} days", names.join(", "));
+    match source.as_str() {
+        "self-signed" if *days_left >= 0 => Finding::notice(
+            "certificate",
+            "self-signed: for this host alone, no browser elsewhere takes it",
+            "write [proxy.tls] or [proxy.acme] before you face the world",
+        ),
+        "acme" if *ends_soon => Finding::problem("certificate", text, "it should have been renewed by now: see what is said of acme"),
+        _ if *ends_soon => Finding::problem("certificate", text, "put another one into the files that [proxy.tls] names"),
+        _ => Finding::ok("certificate", text),
+    }
+}
+
+/// What stands in the way of a certificate.
+fn acme(acme: &AcmeStatus) -> Option<Finding> {
+    let error = acme.last_error.as_ref()?;
+    let next = acme.next_try.as_ref().map_or_else(String::new, |at| format!("; tried again at {at}"));
+    let remedy = "mend that; a change of [proxy.acme] in tenants.toml tries at once";
+    Some(Finding::problem("acme", format!("no certificate from {}: {error}{next}", acme.directory), remedy))
 }
 
 /// Whether there is a good one that is young enough.
@@ -189,7 +215,7 @@ mod tests {
             memory_enforced: "kernel".into(),
             pending_restart: vec![],
         };
-        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], detail: None, lost_log_lines: 0, troubles: vec![] };
+        let proxy = ProxyStatus { pid: Some(8), listen: vec!["127.0.0.1:8443".into()], ..ProxyStatus::default() };
         Status {
             agent,
             proxy,
@@ -264,6 +290,43 @@ mod tests {
         let all = findings(&status);
         let finding = all.iter().find(|finding| finding.subject == "keys").unwrap();
         assert!(finding.severity == Severity::Problem && finding.text.contains("no private key"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_a_problem_and_a_self_signed_one_a_notice() {
+        let mut certificate = CertificateStatus {
+            source: "files".into(),
+            names: vec!["sq.example.com".into()],
+            not_after: "2026-03-01T00:00:00Z".into(),
+            days_left: 60,
+            ends_soon: false,
+        };
+        let severity = |certificate: &CertificateStatus| {
+            let mut status = status();
+            status.proxy.certificate = Some(certificate.clone());
+            findings(&status).into_iter().find(|finding| finding.subject == "certificate").unwrap().severity
+        };
+        assert_eq!(severity(&certificate), Severity::Ok);
+        (certificate.days_left, certificate.ends_soon) = (13, true);
+        assert_eq!(severity(&certificate), Severity::Problem);
+        (certificate.source, certificate.ends_soon) = ("self-signed".into(), false);
+        assert_eq!(severity(&certificate), Severity::Notice);
+    }
+
+    #[test]
+    fn a_certificate_that_does_not_come_is_said_with_why() {
+        let mut status = status();
+        status.proxy.acme = Some(AcmeStatus {
+            directory: "https://acme.example/dir".into(),
+            domains: vec!["sq.example.com".into()],
+            asking: false,
+            next_try: Some("2026-03-01T00:00:00Z".into()),
+            last_error: Some("sq.example.com is not proved".into()),
+            last_error_at: None,
+        });
+        let all = findings(&status);
+        let finding = all.iter().find(|finding| finding.subject == "acme").unwrap();
+        assert!(finding.severity == Severity::Problem && finding.text.contains("not proved") && finding.text.contains("2026-03-01"));
     }
 
     #[test]

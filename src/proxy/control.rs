@@ -18,10 +18,11 @@ pub(crate) enum ToProxy {
     Guard,
     /// Write the access log there from now on, and answer [`ToAgent::AccessLog`]. Descriptor: the file, for append.
     AccessLog,
-    /// Serve by these from now on. Descriptors: `listeners` listeners, the route table, the activity page.
+    /// Serve by these from now on. Descriptors: `listeners` listeners, the last `plain` of them for plain HTTP; the route table, the activity page.
     Settings {
         settings: Box<Settings>,
         listeners: usize,
+        plain: usize,
         /// Comes back in the answer.
         serial: u64,
     },

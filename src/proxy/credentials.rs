@@ -12,11 +12,13 @@ use std::{
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 
 use super::{
+    front::{Front, Source, Trusted},
     settings::{KeyForm, TokenKey},
     token::{self, MintError},
 };
 use crate::{
-    desired::{Algorithm, Desired, JwtKey, KeySource, TenantId},
+    acme,
+    desired::{Algorithm, Desired, JwtKey, KeySource, Proxy, TenantId},
     secret::Secret,
 };
 
@@ -82,15 +84,36 @@ fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Credentia
     move |source| CredentialsError::File { doing, path: path.to_owned(), source }
 }
 
-/// The certificate chain and its key: those that `desired` names, or the self-signed ones of this host.
+/// What tenants.toml says of the way to the proxy. A browser that is told to insist on HTTPS would never again let its user pass by a
+/// certificate that nobody vouches for.
+pub(super) fn front(proxy: &Proxy, source: Source) -> Front {
+    Front {
+        trusted: Trusted::new(proxy.trusted_proxies.clone()),
+        proxy_protocol: proxy.proxy_protocol,
+        hsts: proxy.hsts.filter(|_| source != Source::SelfSigned),
+        public: proxy.public_url.as_ref().and_then(|url| Some(url.parse::<http::Uri>().ok()?.authority()?.as_str().to_owned())),
+        source,
+        challenges: Vec::new(),
+    }
+}
+
+/// The certificate chain and its key: those that `desired` names, those that were asked for once there are any, or the self-signed ones of this
+/// host.
 ///
 /// # Errors
 /// A file that is missing, or a key that is open to all.
-pub(super) fn certificate_files(desired: &Desired) -> Result<(Vec<u8>, Secret), CredentialsError> {
-    match &desired.proxy.tls {
-        Some(tls) => Ok((read(&tls.cert)?, read_secret(&tls.key)?)),
-        None => self_signed(&desired.state_dir),
+pub(super) fn certificate_files(desired: &Desired) -> Result<(Vec<u8>, Secret, Source), CredentialsError> {
+    if let Some(tls) = &desired.proxy.tls {
+        return Ok((read(&tls.cert)?, read_secret(&tls.key)?, Source::Files));
     }
+    if let Some(acme) = &desired.proxy.acme {
+        let dir = desired.state_dir.join("acme");
+        if let Some((cert, key)) = acme::Files::new(&desired.state_dir, acme).certificate().map_err(file("read", &dir))? {
+            return Ok((cert, key, Source::Acme));
+        }
+    }
+    let (cert, key) = self_signed(&desired.state_dir)?;
+    Ok((cert, key, Source::SelfSigned))
 }
 
 /// A token for `id`, valid from `now` (seconds since 1970) for `ttl` seconds.
@@ -211,7 +234,7 @@ fn random() -> Result<[u8; 32], getrandom::Error> {
 }
 
 /// Writes `bytes` for this user alone, whole or not at all: by rename.
-pub(super) fn make(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
+pub(crate) fn make(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
     let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file("remove", &new)(error)),
@@ -272,14 +295,14 @@ mod tests {
     fn the_certificate_is_one_to_serve_with_and_made_anew_before_it_expires() {
         let dir = tempfile::tempdir().unwrap();
         let (cert, key) = self_signed(dir.path()).unwrap();
-        assert!(server_config(&cert, key.expose()).is_ok());
+        assert!(server_config(&cert, key.expose(), &[]).is_ok());
         assert_eq!(self_signed(dir.path()).unwrap().0, cert);
         assert_eq!(mode(&dir.path().join("tls/key.pem")), 0o600);
         let old = fs::File::options().append(true).open(dir.path().join("tls/cert.pem")).unwrap();
         old.set_modified(SystemTime::now() - VALID + RENEW - Duration::from_secs(60)).unwrap();
         let (renewed, key) = self_signed(dir.path()).unwrap();
         assert_ne!(renewed, cert);
-        assert!(server_config(&renewed, key.expose()).is_ok());
+        assert!(server_config(&renewed, key.expose(), &[]).is_ok());
     }
 
     #[test]

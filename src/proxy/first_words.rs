@@ -35,12 +35,27 @@ pub(crate) struct First {
 /// Settings as they came, with what was made of them.
 pub(crate) struct Received {
     pub(crate) live: Live,
-    pub(crate) listeners: Vec<OwnedFd>,
+    pub(crate) listeners: Listeners,
+}
+
+/// What is listened on.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    /// HTTPS.
+    pub(crate) tls: Vec<OwnedFd>,
+    /// Plain HTTP.
+    pub(crate) plain: Vec<OwnedFd>,
 }
 
 /// Makes something to serve by of settings and their descriptors.
-pub(crate) fn take(settings: &Settings, listeners: usize, decoder: &mut Decoder) -> Result<Result<Received, BadSettings>, WireError> {
-    let (listeners, routes, activity) = settings_descriptors(decoder, listeners)?;
+pub(crate) fn take(
+    settings: &Settings,
+    (listeners, plain): (usize, usize),
+    decoder: &mut Decoder,
+) -> Result<Result<Received, BadSettings>, WireError> {
+    let (mut tls, routes, activity) = settings_descriptors(decoder, listeners)?;
+    let plain = tls.split_off(listeners.saturating_sub(plain));
+    let listeners = Listeners { tls, plain };
     Ok(Live::new(settings, routes, activity).map(|live| Received { live, listeners }))
 }
 
@@ -105,7 +120,7 @@ fn hear_one(stream: &UnixStream, hello: &Hello, in_user_namespace: &mut bool) ->
                 *in_user_namespace |= user.is_some();
             }
             ToProxy::Guard => guard = decoder.descriptors(1)?.pop(),
-            ToProxy::Settings { settings, listeners, serial } => match take(&settings, listeners, &mut decoder)? {
+            ToProxy::Settings { settings, listeners, plain, serial } => match take(&settings, (listeners, plain), &mut decoder)? {
                 Ok(received) => {
                     let guard = guard.ok_or(WireError::MissingDescriptors(1))?;
                     return Ok(Some(Heard { settings, serial, decoder, received, guard }));

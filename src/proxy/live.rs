@@ -1,6 +1,7 @@
 //! What the proxy serves by right now. New settings make a new `Live`, swapped in whole; requests under way keep the one they began with.
 
 use std::{
+    collections::HashMap,
     os::fd::OwnedFd,
     sync::{Arc, RwLock},
 };
@@ -10,6 +11,7 @@ use tokio::sync::watch;
 
 use super::{
     auth::{Authenticator, BadKey, Keys},
+    front::{Challenge, Front},
     settings::Settings,
     tls::{self, TlsError},
 };
@@ -41,21 +43,34 @@ pub(crate) struct Live {
     pub(crate) activity: Activity,
     pub(crate) instance_secret: Secret,
     pub(crate) side: Side,
+    pub(crate) front: Front,
+    /// Answers to the tokens of an ACME server.
+    pub(crate) texts: HashMap<String, String>,
 }
 
 impl Live {
     /// Checks everything before anything changes.
     pub(crate) fn new(settings: &Settings, routes: OwnedFd, activity: OwnedFd) -> Result<Self, BadSettings> {
         Ok(Self {
-            tls: tls::server_config(&settings.tls_cert_pem, settings.tls_key_pem.expose())?,
+            tls: tls::server_config(&settings.tls_cert_pem, settings.tls_key_pem.expose(), &settings.front.challenges)?,
             auth: Authenticator::new(Keys::new(&settings.token_keys)?),
             keys_renew: settings.keys_renew,
             routes: TableReader::map(routes)?,
             activity: Activity::map(activity)?,
             instance_secret: settings.instance_secret.clone(),
             side: Side::from_number(settings.side).ok_or(BadSettings::Side(settings.side))?,
+            texts: texts(&settings.front),
+            front: settings.front.clone(),
         })
     }
+}
+
+fn texts(front: &Front) -> HashMap<String, String> {
+    let text = |challenge: &Challenge| match challenge {
+        Challenge::Text { token, answer } => Some((token.clone(), answer.clone())),
+        Challenge::Certificate { .. } => None,
+    };
+    front.challenges.iter().filter_map(text).collect()
 }
 
 /// The place where the one in force is found.

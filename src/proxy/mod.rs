@@ -8,12 +8,14 @@
 mod access_log;
 mod answer;
 pub(crate) mod api_key;
+mod arrival;
 mod attached;
 pub(crate) mod auth;
 mod birth;
 mod build;
 pub mod chunks;
 mod classify;
+pub(crate) mod client_address;
 mod clock;
 mod connection;
 mod control;
@@ -23,9 +25,11 @@ mod fetch;
 mod first_words;
 mod forward;
 mod frames;
+pub mod front;
 mod gate;
 mod guarded;
 mod guardian;
+mod handshakes;
 pub mod head;
 mod headers;
 mod in_flight;
@@ -37,8 +41,10 @@ mod live;
 mod log_shelf;
 mod network;
 mod park;
+mod plain;
 mod problem;
 pub mod process;
+pub(crate) mod proxy_header;
 mod quota;
 mod request_id;
 mod retirement;
@@ -64,3 +70,10 @@ pub use control::NudgeReason;
 pub use listen::ListenError;
 pub use network::JoinNetwork;
 pub use token::MintError;
+
+use crate::secret::Secret;
+
+/// Whether chain and key can be served with, or why not; nothing of the key is in that.
+pub(crate) fn fits(chain_pem: &[u8], key_pem: &Secret) -> Result<(), String> {
+    tls::server_config(chain_pem, key_pem.expose(), &[]).map(drop).map_err(|error| error.to_string())
+}

@@ -173,8 +173,8 @@ async fn obey(server: &mut Server, conversation: &mut Conversation, hello: &mut 
             word = conversation.next(hello, server.listeners()) => word,
         };
         match word {
-            ToProxy::Settings { settings, listeners, serial } => {
-                let received = take(&settings, listeners, conversation.descriptors());
+            ToProxy::Settings { settings, listeners, plain, serial } => {
+                let received = take(&settings, (listeners, plain), conversation.descriptors());
                 match received.map(|received| apply(server, hello, &settings, received.map_err(|why| why.to_string()), serial)) {
                     Ok(answer) => conversation.say(&answer).await,
                     Err(error) => conversation.misunderstood(error),

@@ -11,19 +11,20 @@ use std::{
 use super::{
     auth::{Keys, sha256},
     credentials::{self, CredentialsError, NOBODY},
+    front::Source,
     jwks, key_sets,
     settings::{KeyForm, Settings, TokenKey},
     tls,
 };
 use crate::{
-    desired::{Desired, KeySource},
+    desired::{Desired, KeySource, Proxy},
     secret::Secret,
 };
 
 /// See the file's description.
 pub struct Ring {
     instance_secret: Secret,
-    certificate: Part<(Vec<u8>, Secret)>,
+    certificate: Part<(Vec<u8>, Secret, Source)>,
     keys: BTreeMap<KeySource, Part<Vec<TokenKey>>>,
 }
 
@@ -97,7 +98,11 @@ impl Ring {
     pub fn look(&mut self, desired: &Desired) -> Look {
         let mut troubles = Vec::new();
         self.look_at_certificate(desired);
-        let place = desired.proxy.tls.as_ref().map_or_else(|| "the self-signed certificate".to_owned(), |_| "[proxy.tls]".to_owned());
+        let place = match &desired.proxy {
+            Proxy { tls: Some(_), .. } => "[proxy.tls]",
+            Proxy { acme: Some(_), .. } => "[proxy.acme]",
+            _ => "the self-signed certificate",
+        };
         troubles.extend(self.certificate.trouble.as_ref().map(|why| format!("{place}: {why}; the certificate of before stays in force")));
         let sources = credentials::key_sources(desired).unwrap_or_else(|error| {
             troubles.push(error.to_string());
@@ -114,7 +119,8 @@ impl Ring {
             let stays = if part.good.is_some() { "its keys of before stay in force" } else { "none of its keys is in force" };
             troubles.extend(part.trouble.as_ref().map(|why| format!("[[proxy.jwt]] {why}; {stays}")));
         }
-        let (tls_cert_pem, tls_key_pem) = self.certificate.good.clone().unwrap_or_else(|| (Vec::new(), Secret::new([])));
+        let good = self.certificate.good.clone();
+        let (tls_cert_pem, tls_key_pem, source) = good.unwrap_or_else(|| (Vec::new(), Secret::new([]), Source::default()));
         let settings = Settings {
             tls_cert_pem,
             tls_key_pem,
@@ -123,16 +129,19 @@ impl Ring {
             instance_secret: self.instance_secret.clone(),
             side: 0,
             run_as: rustix::process::geteuid().is_root().then_some(NOBODY),
+            front: credentials::front(&desired.proxy, source),
         };
         Look { settings, troubles }
     }
 
     fn look_at_certificate(&mut self, desired: &Desired) {
         match credentials::certificate_files(desired) {
-            Ok((cert, key)) => {
+            Ok((cert, key, source)) => {
                 let digest = sha256(&[&sha256(&cert)[..], &sha256(key.expose())].concat());
-                let judge =
-                    || tls::server_config(&cert, key.expose()).map(|_| (cert.clone(), key.clone())).map_err(|error| error.to_string());
+                let judge = || {
+                    let served = tls::server_config(&cert, key.expose(), &[]);
+                    served.map(|_| (cert.clone(), key.clone(), source)).map_err(|error| error.to_string())
+                };
                 self.certificate.see(Ok(digest), judge);
             }
             Err(error) => self.certificate.see(Err(error.to_string()), || Err(String::new())),

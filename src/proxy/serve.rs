@@ -12,7 +12,19 @@ use std::{
     time::Duration,
 };
 
-use http::Request;
+use super::{
+    arrival::{Arrived, arrive},
+    client_address,
+    connection::{Clock, Overdue, State, Watched},
+    first_words::Listeners,
+    frames::Metered,
+    gate::Gate,
+    handshakes::Handshakes,
+    head::MAX_HEAD,
+    plain,
+    service::{Shared, handle},
+};
+use http::{HeaderValue, Request, header::STRICT_TRANSPORT_SECURITY};
 use hyper::{body::Incoming, server::conn::http1, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
@@ -21,21 +33,15 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
-use tokio_rustls::TlsAcceptor;
-
-use super::{
-    connection::{Clock, Overdue, State, Watched},
-    frames::Metered,
-    gate::Gate,
-    head::MAX_HEAD,
-    service::{Shared, handle},
-};
-
-/// A TLS handshake takes three packets; a phone on a bad line, some seconds.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Most connections at once, where there are descriptors for them.
-const MAX_CONNECTIONS: u64 = 20_000;
+const MAX_CONNECTIONS: usize = 20_000;
+
+/// Most connections to the plain port at once. They last 10 s at most, and are not to take places from those that are served.
+const MAX_PLAIN: usize = 512;
+
+/// Most clients at their handshake at once, where there are places for so many: each takes about 20 KB, and one that is at work some 100 ms.
+const MAX_HANDSHAKES: usize = 4_096;
 
 /// Descriptors that are not connections: logs, pages, listeners, the runtime's own.
 const OTHER_DESCRIPTORS: u64 = 100;
@@ -55,7 +61,7 @@ const WINDOW: u32 = 1 << 20;
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// After a failed accept (no descriptor left, say).
-const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// How the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +81,9 @@ pub(crate) struct Server {
     shared: Arc<Shared>,
     phase: watch::Sender<Phase>,
     room: Arc<Semaphore>,
+    /// For connections to the plain port.
+    plain_room: Arc<Semaphore>,
+    handshakes: Arc<Handshakes>,
     /// What `room` holds when nobody is connected.
     seats: usize,
     listening: Vec<JoinHandle<()>>,
@@ -85,22 +94,35 @@ pub(crate) struct Server {
 impl Server {
     /// Each connection may need two of the process's `descriptors`: its own, and one to sq.
     pub(crate) fn new(shared: Arc<Shared>, descriptors: u64) -> Self {
-        let seats = (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, MAX_CONNECTIONS) as usize;
-        let room = Arc::new(Semaphore::new(seats));
-        Self { shared, phase: watch::Sender::new(Phase::Serving), room, seats, listening: Vec::new(), listeners: Vec::new() }
+        let descriptors = usize::try_from(descriptors.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX);
+        let plain = (descriptors / 16).clamp(1, MAX_PLAIN);
+        let seats = (descriptors.saturating_sub(plain) / 2).clamp(1, MAX_CONNECTIONS);
+        Self {
+            shared,
+            phase: watch::Sender::new(Phase::Serving),
+            room: Arc::new(Semaphore::new(seats)),
+            plain_room: Arc::new(Semaphore::new(plain)),
+            handshakes: Handshakes::new((seats / 4).min(MAX_HANDSHAKES)),
+            seats,
+            listening: Vec::new(),
+            listeners: Vec::new(),
+        }
     }
 
     /// Accepts on these from now on, and no longer on the former ones. Call it inside the runtime.
-    pub(crate) fn listen(&mut self, listeners: Vec<OwnedFd>) -> io::Result<()> {
-        let listeners: Vec<_> = listeners.into_iter().map(std::net::TcpListener::from).collect();
-        let mut accepting = Vec::with_capacity(listeners.len());
-        for listener in &listeners {
-            listener.set_nonblocking(true)?;
-            accepting.push(TcpListener::from_std(listener.try_clone()?)?);
-        }
+    pub(crate) fn listen(&mut self, Listeners { tls, plain }: Listeners) -> io::Result<()> {
+        let (mut listeners, tls) = accepting(tls)?;
+        let (plain_listeners, plain) = accepting(plain)?;
+        let https = listeners.first().and_then(|listener| listener.local_addr().ok()).map_or(443, |address| address.port());
+        listeners.extend(plain_listeners);
         self.stop_listening();
-        for listener in accepting {
-            self.listening.push(tokio::spawn(accept(listener, Arc::clone(&self.shared), self.phase.subscribe(), Arc::clone(&self.room))));
+        for listener in tls {
+            let (shared, room, handshakes) = (Arc::clone(&self.shared), Arc::clone(&self.room), Arc::clone(&self.handshakes));
+            self.listening.push(tokio::spawn(accept(listener, shared, self.phase.subscribe(), room, handshakes)));
+        }
+        for listener in plain {
+            let (shared, room) = (Arc::clone(&self.shared), Arc::clone(&self.plain_room));
+            self.listening.push(tokio::spawn(plain::accept(listener, https, shared, self.phase.subscribe(), room)));
         }
         self.listeners = listeners;
         Ok(())
@@ -151,7 +173,24 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiver<Phase>, room: Arc<Semaphore>) {
+/// Listeners as they came, and as the runtime accepts on them.
+fn accepting(listeners: Vec<OwnedFd>) -> io::Result<(Vec<std::net::TcpListener>, Vec<TcpListener>)> {
+    let mut both = (Vec::with_capacity(listeners.len()), Vec::with_capacity(listeners.len()));
+    for listener in listeners.into_iter().map(std::net::TcpListener::from) {
+        listener.set_nonblocking(true)?;
+        both.1.push(TcpListener::from_std(listener.try_clone()?)?);
+        both.0.push(listener);
+    }
+    Ok(both)
+}
+
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    phase: watch::Receiver<Phase>,
+    room: Arc<Semaphore>,
+    handshakes: Arc<Handshakes>,
+) {
     loop {
         // Without room the kernel's queue holds them. The semaphore is never closed.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else {
@@ -159,10 +198,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiv
         };
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let (shared, phase) = (Arc::clone(&shared), phase.clone());
+                let (shared, phase, handshakes) = (Arc::clone(&shared), phase.clone(), Arc::clone(&handshakes));
                 tokio::spawn(async move {
                     let _place = place;
-                    connection(stream, peer, shared, phase).await;
+                    connection(stream, peer, shared, phase, handshakes).await;
                 });
             }
             Err(error) => {
@@ -173,22 +212,36 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiv
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, phase: watch::Receiver<Phase>) {
+async fn connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    phase: watch::Receiver<Phase>,
+    handshakes: Arc<Handshakes>,
+) {
     // Only a latency matter.
     let _ = stream.set_nodelay(true);
-    let acceptor = TlsAcceptor::from(Arc::clone(&shared.live.get().tls));
-    let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await else {
-        tracing::debug!(%peer, "no TLS handshake");
-        return;
-    };
+    let live = shared.live.get();
+    let Some(Arrived { stream, peer }) = arrive(stream, address, &live, &handshakes).await else { return };
+    let trusted = Some(live.front.trusted.clone()).filter(|trusted| trusted.has(peer));
+    let hsts = live.front.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
+    drop(live);
     let multiplexed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let state = State::new(multiplexed, Arc::clone(&shared.cut));
     let io = Watched::new(stream, Arc::clone(&state));
     let for_service = Arc::clone(&state);
     let service = service_fn(move |request: Request<Incoming>| {
         for_service.ask();
-        let answered = handle(Arc::clone(&shared), peer.ip(), Arc::clone(&for_service), request);
-        async move { Ok::<_, Infallible>(answered.await) }
+        let client = trusted.as_ref().map_or(peer, |trusted| client_address::of(peer, trusted, request.headers()));
+        let answered = handle(Arc::clone(&shared), client, Arc::clone(&for_service), request);
+        let hsts = hsts.clone();
+        async move {
+            let mut response = answered.await;
+            if let Some(hsts) = hsts {
+                response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     if multiplexed {
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -201,13 +254,13 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, ph
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW);
         let io = TokioIo::new(Metered::new(io, Arc::clone(&state)));
-        drive(builder.serve_connection(io, service), http2::Connection::graceful_shutdown, peer, &state, phase).await;
+        drive(builder.serve_connection(io, service), http2::Connection::graceful_shutdown, address, &state, phase).await;
     } else {
         let mut builder = http1::Builder::new();
         // Times are ours (see `connection`), since hyper counts idleness as a slow head.
         builder.header_read_timeout(None).max_header_size(MAX_HEAD).half_close(false);
         let io = TokioIo::new(Gate::new(io, Arc::clone(&state)));
-        drive(builder.serve_connection(io, service), http1::Connection::graceful_shutdown, peer, &state, phase).await;
+        drive(builder.serve_connection(io, service), http1::Connection::graceful_shutdown, address, &state, phase).await;
     }
 }
 

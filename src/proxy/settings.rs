@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::front::Front;
 use crate::{desired::Algorithm, secret::Secret};
 
 /// How the text of a key is written.
@@ -50,4 +51,7 @@ pub struct Settings {
     pub side: u8,
     /// Whose the process becomes after set-up, where it starts as root: (uid, gid).
     pub run_as: Option<(u32, u32)>,
+    /// The way of a client up to its request.
+    #[serde(default)]
+    pub front: Front,
 }

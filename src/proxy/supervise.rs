@@ -6,6 +6,7 @@
 use std::{
     net::TcpListener,
     os::fd::AsFd,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -49,6 +50,8 @@ pub(super) struct Keeper {
     listeners: Vec<TcpListener>,
     wanted: Wanted,
     serial: u64,
+    /// What the settings of this serial are.
+    sent: Option<Arc<Settings>>,
     /// By side: somebody lives there.
     taken: [bool; 2],
     /// Those who leave; each gives its side back.
@@ -75,7 +78,7 @@ impl Keeper {
     ) -> Self {
         let (leaving, hurry) = (JoinSet::new(), watch::Sender::new(None));
         let shelf = Shelf::new(config.state_dir.clone(), config.access_log.clone());
-        Self { config, listeners, wanted, serial: 0, taken: [false; 2], leaving, hurry, outcome, shelf }
+        Self { config, listeners, wanted, serial: 0, sent: None, taken: [false; 2], leaving, hurry, outcome, shelf }
     }
 
     /// Runs until the agent says stop.
@@ -190,6 +193,7 @@ impl Keeper {
         self.taken[side as usize] = true;
         match birth::bear(side, Outfit { state_dir, exe, network: network.as_ref(), settings: (settings, descriptors) }).await {
             Ok(proxy) => {
+                self.is_in_force();
                 self.is_up(&proxy, true).await;
                 Ok(proxy)
             }
@@ -302,9 +306,16 @@ impl Keeper {
 
     fn settings(&mut self, side: Side) -> ToProxy {
         self.serial += 1;
-        let mut settings = Settings::clone(&self.config.settings.borrow_and_update());
+        let sent = Arc::clone(&self.config.settings.borrow_and_update());
+        let mut settings = Settings::clone(&sent);
+        self.sent = Some(sent);
         settings.side = side as u8;
-        ToProxy::Settings { settings: Box::new(settings), listeners: self.listeners.len(), serial: self.serial }
+        ToProxy::Settings {
+            settings: Box::new(settings),
+            listeners: self.listeners.len(),
+            plain: self.config.http_listen.len(),
+            serial: self.serial,
+        }
     }
 
     async fn send_settings(&mut self, proxy: &Proxy) -> Result<(), SupervisorError> {
@@ -326,10 +337,13 @@ impl Keeper {
     /// `stays`: the proxy is not to be replaced as soon as that can be.
     async fn hear(&mut self, proxy: &mut Proxy, word: ToAgent, stays: bool) {
         match word {
-            ToAgent::Applied { .. } if proxy.up => {}
-            ToAgent::Applied { .. } => {
-                proxy.up = true;
-                self.is_up(proxy, stays).await;
+            ToAgent::Applied { serial } => {
+                if serial == self.serial {
+                    self.is_in_force();
+                }
+                if !std::mem::replace(&mut proxy.up, true) {
+                    self.is_up(proxy, stays).await;
+                }
             }
             ToAgent::Refused { why, .. } => {
                 if stays {
@@ -350,6 +364,11 @@ impl Keeper {
             }
             ToAgent::Hello(_) | ToAgent::Ended { .. } => {}
         }
+    }
+
+    /// What was sent last is served by.
+    fn is_in_force(&self) {
+        self.config.in_force.send_replace(self.sent.clone());
     }
 
     async fn is_up(&self, proxy: &Proxy, stays: bool) {

@@ -36,6 +36,8 @@ pub struct SupervisorConfig {
     /// Addresses to listen on. They are bound here and kept open for ever, so that a dead proxy loses no connection that waits; what a
     /// proxy of an earlier agent holds is taken back from it.
     pub listen: Vec<SocketAddr>,
+    /// The same for plain HTTP.
+    pub http_listen: Vec<SocketAddr>,
     /// Sockets that listen already, kept by whoever supervises the agent.
     pub kept: Vec<TcpListener>,
     /// The route table's descriptor.
@@ -46,6 +48,8 @@ pub struct SupervisorConfig {
     pub settings: watch::Receiver<Arc<Settings>>,
     /// When the access log is rotated, and what is kept.
     pub access_log: watch::Receiver<AccessLog>,
+    /// Told what is served by, as soon as it is.
+    pub in_force: watch::Sender<Option<Arc<Settings>>>,
     /// What the agent should know.
     pub events: mpsc::Sender<ProxyEvent>,
     /// An upgrade: a living proxy is replaced by a new one, not adopted. One of another build of the program, or in another network than
@@ -192,7 +196,8 @@ impl Supervisor {
     pub async fn start(mut config: SupervisorConfig) -> Result<SupervisorHandle, ListenError> {
         let found = standing::look(&config.state_dir).await;
         let kept = std::mem::take(&mut config.kept);
-        let listeners = listeners(found.listeners.into_iter().chain(kept).collect(), &config.listen)?;
+        let listeners =
+            listeners(found.listeners.into_iter().chain(kept).collect(), &[config.listen.as_slice(), &config.http_listen].concat())?;
         // Without a copy there is nothing to keep, and nothing else is lost by it.
         let shared = listeners.iter().filter_map(|listener| listener.try_clone().ok()).collect();
         let network = match &config.network {

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     backups::Backups,
+    certificates::Certificates,
     event::{Drain, Unproved},
     gitops::Following,
     guard::Held,
@@ -86,6 +87,7 @@ pub struct Core<W: World> {
     pub(super) keeping: Keeping,
     /// Who takes how much of the disk.
     pub(super) room: Room,
+    pub(super) certificates: Certificates,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
     /// Instances whose row has to say `draining` before anybody looks at what is in flight.
@@ -192,6 +194,7 @@ impl<W: World> Core<W> {
             following,
             keeping: Keeping::new(now),
             room: Room::default(),
+            certificates: Certificates::default(),
             touched: BTreeSet::new(),
             draining: Vec::new(),
             unproved: Vec::new(),
@@ -292,6 +295,7 @@ impl<W: World> Core<W> {
             self.look_at_disk();
             self.back_up(now);
             self.follow_repository(now);
+            self.look_at_certificates();
         }
         if due(&mut self.timers.survey, SURVEY) {
             self.survey(now);

@@ -1,6 +1,7 @@
 //! What the loop and the tasks that carry out its actions tell each other.
 
 use crate::{
+    acme::News,
     backup::Report,
     desired::TenantId,
     gitops,
@@ -24,6 +25,8 @@ pub enum Event<P> {
     BackedUp(Report),
     /// A look at the repository that tenants.toml comes from ended.
     Synced(gitops::Report),
+    /// About the certificate that is asked for.
+    Acme(News),
     /// A write to a tenant of whom nothing runs had broken off, and the text is as it was.
     Undone(TenantId, Recovered),
     /// The snapshot of this number ended.

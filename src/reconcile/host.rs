@@ -12,10 +12,12 @@ use super::{
     world::{Handle, Records, Refusal, Start, World},
 };
 use crate::{
+    acme,
     backup::{self, Job, Report},
+    certificate::Facts,
     child::Running,
     crash_point,
-    desired::{self, AccessLog, Desired, Snapshots, SqSource, TenantId, Watch},
+    desired::{self, AccessLog, Acme, Desired, Snapshots, SqSource, TenantId, Watch},
     gitops, guard,
     instance::{
         Process, binary,
@@ -33,6 +35,7 @@ use crate::{
     instance_key,
     observed::{Moment, Restore, monotonic},
     proxy::{
+        front::Source,
         key_sets::KeySets,
         ring::{self, Look, Ring},
         settings::Settings,
@@ -65,6 +68,8 @@ pub struct HostParts {
     pub ring: Ring,
     /// On tenants.toml, and to be on the files that it names.
     pub watch: Option<Watch>,
+    /// Those that it serves by.
+    pub in_force: watch::Receiver<Option<Arc<Settings>>>,
     /// Starts instances, and gives sockets in their network.
     pub launcher: Launcher,
     /// Told at each tick that the loop turns, for whoever watches over the agent.
@@ -88,6 +93,8 @@ pub struct Host {
     backup: Option<Running>,
     /// The same of looks at the repository that tenants.toml comes from.
     sync: Option<Running>,
+    /// The certificate that is asked for.
+    acme: Option<acme::Running>,
 }
 
 impl Host {
@@ -99,7 +106,7 @@ impl Host {
         // The loop is gone only when the agent ends.
         let key_sets = KeySets::new(&parts.state_dir, move || _ = news.send(Event::KeySets));
         let tasks = Tasks::new();
-        (Self { parts, pulse, asking: 0, reports, tasks, key_sets, watched: Vec::new(), backup: None, sync: None }, events)
+        (Self { parts, pulse, asking: 0, reports, tasks, key_sets, watched: Vec::new(), backup: None, sync: None, acme: None }, events)
     }
 
     /// Ends every task, so that nothing of this agent acts any more; the instances and their rows stay as they are.
@@ -109,6 +116,7 @@ impl Host {
             let _ = tokio::task::spawn_blocking(move || running.halt()).await;
         }
         self.key_sets.halt();
+        self.acme = None;
         self.tasks.halt().await;
     }
 
@@ -164,7 +172,8 @@ impl World for Host {
             self.watched = files;
         }
         self.key_sets.follow(ring::urls(desired));
-        let Look { settings, mut troubles } = self.parts.ring.look(desired);
+        let Look { mut settings, mut troubles } = self.parts.ring.look(desired);
+        settings.front.challenges = self.acme.as_ref().map(acme::Running::offers).unwrap_or_default();
         self.parts.settings.send_if_modified(|sent| {
             let changed = **sent != settings;
             if changed {
@@ -185,6 +194,25 @@ impl World for Host {
 
     fn renew_key_sets(&mut self) {
         self.key_sets.ask();
+    }
+
+    fn certificate(&self) -> Option<(Facts, Source)> {
+        let settings = self.parts.settings.borrow();
+        Some((Facts::of(&settings.tls_cert_pem)?, settings.front.source))
+    }
+
+    fn ask_for_certificates(&mut self, acme: Option<&Acme>, ends: bool) {
+        let wanted = acme.filter(|_| !ends);
+        if wanted == self.acme.as_ref().map(acme::Running::acme) {
+            return;
+        }
+        let reports = self.reports.clone();
+        let report = move |news| {
+            // The loop is gone only when the agent ends.
+            let _ = reports.send(Event::Acme(news));
+        };
+        let (state_dir, in_force) = (self.parts.state_dir.clone(), self.parts.in_force.clone());
+        self.acme = wanted.map(|acme| acme::Running::start(acme.clone(), state_dir, in_force, report));
     }
 
     fn back_up(&mut self, job: Job) {

@@ -73,6 +73,9 @@ pub fn pending_restart(started_with: &Desired, now: &Desired) -> Vec<String> {
     if started_with.proxy.listen != now.proxy.listen {
         keys.push("[proxy] listen".to_owned());
     }
+    if started_with.proxy.http_listen != now.proxy.http_listen {
+        keys.push("[proxy] http_listen".to_owned());
+    }
     if started_with.isolation != now.isolation {
         keys.push("[agent] isolation".to_owned());
     }

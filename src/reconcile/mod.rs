@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod backoff;
 mod backups;
+mod certificates;
 pub mod converge;
 pub mod core;
 pub mod diff;

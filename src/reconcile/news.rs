@@ -28,6 +28,7 @@ impl<W: World> Core<W> {
             Event::KeySets => self.renew_settings(),
             Event::BackedUp(report) => self.backed_up(&report, now),
             Event::Synced(report) => self.synced(&report, now),
+            Event::Acme(news) => self.hear_of_certificates(news),
             Event::Undone(id, recovered) => self.recovered(&id, &recovered),
             Event::Kept(number, id, taken) => self.kept(number, &id, taken),
             Event::Restored(number, id, restored) => self.restored(number, &id, restored),

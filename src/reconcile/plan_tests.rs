@@ -24,7 +24,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         isolation: IsolationMode::Auto,
         disk_reserve: None,
         sq: SqSource::Version("0.6.0".into()),
-        proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![], access_log: Default::default() },
+        proxy: Proxy::default(),
         backup: None,
         gitops: None,
         require_reviewed_hash: false,

@@ -84,7 +84,12 @@ impl<W: World> Core<W> {
                 memory_enforced: if self.world.limits_memory() { "kernel" } else { "polled" }.to_owned(),
                 pending_restart: intake::pending_restart(&self.started_with, &self.desired),
             },
-            proxy: ProxyStatus { lost_log_lines: self.world.lost_log_lines(), ..self.proxy.clone() },
+            proxy: ProxyStatus {
+                lost_log_lines: self.world.lost_log_lines(),
+                certificate: self.certificate_status(),
+                acme: self.acme_status(),
+                ..self.proxy.clone()
+            },
             held: self.held.clone(),
             rollout: self.rollout_status(now),
             backup: self.backup_status(),

@@ -9,7 +9,8 @@ use std::{collections::HashMap, fmt, io, path::PathBuf, time::Duration};
 use super::event::{Drain, Unproved};
 use crate::{
     backup::Job,
-    desired::{Desired, Snapshots, SqSource, TenantId},
+    certificate::Facts,
+    desired::{Acme, Desired, Snapshots, SqSource, TenantId},
     gitops,
     instance::{
         cgroup::{Applied, CgroupLimits},
@@ -21,6 +22,7 @@ use crate::{
         usage::Memory,
     },
     observed::{Moment, Restore},
+    proxy::front::Source,
     route::{Row, TableError},
     snapshot::Reason,
     store::{InstanceRecord, StoreError, TenantRecord},
@@ -84,6 +86,11 @@ pub trait World {
     fn renew_settings(&mut self, desired: &Desired) -> Vec<String>;
     /// A token names a kid that no key has: has the keys of identity providers fetched anew. [`Event::KeySets`](super::event::Event::KeySets) follows.
     fn renew_key_sets(&mut self);
+    /// What the proxy is given to serve with.
+    fn certificate(&self) -> Option<(Facts, Source)>;
+    /// Has a certificate asked for as `acme` says, or none; what comes of it is told by [`Event::Acme`](super::event::Event::Acme). Called again
+    /// and again, it changes something only where `acme` has changed. `ends`: the agent does.
+    fn ask_for_certificates(&mut self, acme: Option<&Acme>, ends: bool);
     /// Takes a backup off this host; [`Event::BackedUp`](super::event::Event::BackedUp) says what came of it. None is under way.
     fn back_up(&mut self, job: Job);
     /// Looks at the repository that tenants.toml comes from; [`Event::Synced`](super::event::Event::Synced) says what came of it. No look is

@@ -15,6 +15,7 @@ use sq_agent::{
     instance_key,
     proxy::{
         JoinNetwork, credentials,
+        front::Front,
         settings::{KeyForm, Settings, TokenKey},
         supervisor::{ProxyEvent, Supervisor, SupervisorConfig, SupervisorHandle},
     },
@@ -44,9 +45,13 @@ pub const LIMITS: RouteLimits = RouteLimits {
 pub struct Host {
     pub dir: TempDir,
     pub address: SocketAddr,
+    /// The plain port.
+    pub plain: Option<SocketAddr>,
     pub activity: Arc<Activity>,
     pub settings: watch::Sender<Arc<Settings>>,
     pub access_log: watch::Sender<AccessLog>,
+    /// Those that are served by.
+    pub in_force: watch::Sender<Option<Arc<Settings>>>,
     pub events: Mutex<mpsc::Receiver<ProxyEvent>>,
     pub supervisor: Option<SupervisorHandle>,
     pub pid: u32,
@@ -59,6 +64,11 @@ pub struct Host {
 impl Host {
     /// A proxy that serves, with these rows.
     pub async fn start(rows: &[Row]) -> Self {
+        Self::start_behind(Front::default(), false, rows).await
+    }
+
+    /// The same with a front of its own, and a plain port if `plain`.
+    pub async fn start_behind(front: Front, plain: bool, rows: &[Row]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (tls_cert_pem, tls_key_pem) = credentials::self_signed(dir.path()).unwrap();
         let secret = credentials::jwt_secret(dir.path()).unwrap();
@@ -71,6 +81,7 @@ impl Host {
             instance_secret: credentials::instance_secret(dir.path()).unwrap(),
             side: 0,
             run_as: is_root().then_some((65_534, 65_534)),
+            front,
         };
         let mut table = TableWriter::open(&dir.path().join("routes")).unwrap();
         table.publish(rows).unwrap();
@@ -80,9 +91,11 @@ impl Host {
         let mut host = Self {
             dir,
             address: ([127, 0, 0, 1], 0).into(),
+            plain: plain.then_some(([127, 0, 0, 1], 0).into()),
             activity,
             settings,
             access_log: watch::Sender::new(AccessLog::default()),
+            in_force: watch::Sender::new(None),
             events: Mutex::new(events),
             supervisor: None,
             pid: 0,
@@ -121,11 +134,13 @@ impl Host {
             state_dir: self.dir.path().to_owned(),
             exe: exe.to_owned(),
             listen: vec![self.address],
+            http_listen: self.plain.into_iter().collect(),
             kept: Vec::new(),
             routes: self.routes().await,
             activity: self.activity.clone(),
             access_log: self.access_log.subscribe(),
             settings: self.settings.subscribe(),
+            in_force: self.in_force.clone(),
             events: sender,
             replace,
             network: self.network.as_ref().map(|network| network()),
@@ -133,6 +148,7 @@ impl Host {
         .await
         .unwrap();
         self.address = supervisor.addresses()[0];
+        self.plain = self.plain.map(|_| supervisor.addresses()[1]);
         self.supervisor = Some(supervisor);
         self.events = Mutex::new(events);
     }
@@ -169,6 +185,17 @@ impl Host {
     /// The route table, as it is handed over.
     pub async fn routes(&self) -> OwnedFd {
         self.table.lock().await.share().unwrap()
+    }
+
+    /// Changes what is served by, and waits until it is.
+    pub async fn change(&self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = Settings::clone(&self.settings.borrow());
+        change(&mut settings);
+        let settings = Arc::new(settings);
+        let mut in_force = self.in_force.subscribe();
+        self.settings.send_replace(Arc::clone(&settings));
+        let there = in_force.wait_for(|now| now.as_ref().is_some_and(|now| Arc::ptr_eq(now, &settings)));
+        timeout(DEADLINE, there).await.expect("the settings came into force").unwrap();
     }
 
     /// What the proxy shows to `id`'s instance with this epoch.

@@ -4,7 +4,8 @@ use std::{collections::HashMap, io, panic, time::Duration};
 
 use sq_agent::{
     backup::Job,
-    desired::{Desired, Snapshots, SqSource, TenantId},
+    certificate::Facts,
+    desired::{Acme, Desired, Snapshots, SqSource, TenantId},
     gitops,
     instance::{
         cgroup::{Applied, CgroupLimits},
@@ -16,6 +17,7 @@ use sq_agent::{
         usage::Memory,
     },
     observed::{Moment, Restore},
+    proxy::front::Source,
     reconcile::{
         event::{Change, Drain, Event, Unproved},
         world::{Records, Refusal, Start, World},
@@ -151,6 +153,13 @@ impl World for SimWorld {
     }
 
     fn renew_key_sets(&mut self) {}
+    fn certificate(&self) -> Option<(Facts, Source)> {
+        None
+    }
+
+    fn ask_for_certificates(&mut self, acme: Option<&Acme>, _ends: bool) {
+        assert!(acme.is_none(), "no simulated host has [proxy.acme]");
+    }
 
     fn find_program(&mut self, source: &SqSource, pause: Duration) {
         self.act(Call::FindProgram, |state| {

@@ -431,7 +431,7 @@ fn desired(tenants: impl Iterator<Item = Tenant>, number: u32, version: u32) -> 
         isolation: IsolationMode::Auto,
         disk_reserve: None,
         sq: program(number),
-        proxy: Proxy { listen: vec![], public_url: None, tls: None, jwt: vec![], access_log: Default::default() },
+        proxy: Proxy::default(),
         backup: None,
         gitops: None,
         require_reviewed_hash: false,

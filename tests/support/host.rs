@@ -91,6 +91,7 @@ impl Host {
             sq: sq_binary(),
             isolation: "auto",
             disk_reserve: "none",
+            proxy: String::new(),
             more: String::new(),
             tenants: Default::default(),
         };

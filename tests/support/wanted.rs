@@ -15,6 +15,8 @@ pub struct Wanted {
     pub isolation: &'static str,
     /// `[agent] disk_reserve`; `none`, since the disk of whoever runs the tests may be nearly full.
     pub disk_reserve: &'static str,
+    /// Further lines of `[proxy]`.
+    pub proxy: String,
     /// Further tables, as they stand in the file.
     pub more: String,
     /// Every tenant by id.
@@ -62,6 +64,7 @@ binary = {:?}
 
 [proxy]
 listen = ["127.0.0.1:{}"]
+{}
 
 [tiers.free]
 rate = "none"
@@ -78,7 +81,7 @@ burst = 20
 rate = "none"
 body_max = "4K"
 "#,
-            self.ports.0, self.ports.1, self.isolation, self.disk_reserve, self.sq, self.https
+            self.ports.0, self.ports.1, self.isolation, self.disk_reserve, self.sq, self.https, self.proxy
         );
         text.push_str(&self.more);
         for (id, tenant) in &self.tenants {

@@ -69,7 +69,15 @@ fn file_with(section: &Section, key: &Key, value: &str) -> String {
     };
     let rest = section.keys().filter(|other| needed(other) && other.name != key.name);
     let rest: String = rest.map(|other| format!("{} = {}\n", other.name, other.example)).collect();
-    format!("{header}\n{rest}{} = {value}\n", key.name)
+    // Keys that mean nothing without another one.
+    let beside = match key.name {
+        "proxy_protocol" => "trusted_proxies = [\"10.0.0.0/8\"]\n",
+        "eab_kid" => "eab_key_file = \"eab.key\"\n",
+        "eab_key_file" => "eab_kid = \"kid-1\"\n",
+        _ => "",
+    };
+    let before = if key.name == "challenge" { "[proxy]\nhttp_listen = [\"127.0.0.1:80\"]\n" } else { "" };
+    format!("{before}{header}\n{rest}{beside}{} = {value}\n", key.name)
 }
 
 fn leaves() -> impl Iterator<Item = (&'static Section, &'static Key)> {
@@ -87,12 +95,13 @@ fn every_key_is_read_and_changes_what_is_desired() {
             ("version", _) => "\"0.6.1\"",
             (
                 "binary" | "state_dir" | "cert" | "key" | "secret_file" | "key_file" | "webhook_file" | "password_file" | "env_file"
-                | "restic" | "ssh_key_file" | "known_hosts_file" | "token_file" | "verify" | "git" | "jwks_file",
+                | "restic" | "ssh_key_file" | "known_hosts_file" | "token_file" | "verify" | "git" | "jwks_file" | "ca_file"
+                | "eab_key_file",
                 _,
             ) => "\"elsewhere\"",
             ("tier", _) => continue,
             (_, Kind::Text | Kind::Name | Kind::Id | Kind::Repository | Kind::GitUrl | Kind::Branch | Kind::RepositoryPath) => "\"other\"",
-            (_, Kind::Duration { .. }) => "\"7h\"",
+            (_, Kind::Duration { .. } | Kind::DurationOrOff { .. }) => "\"7h\"",
             (_, Kind::Size { .. } | Kind::SizeOrNone { .. }) => "\"7M\"",
             (_, Kind::Percent) => "\"85%\"",
             (_, Kind::CpuOrNone) => "\"7%\"",
@@ -104,7 +113,10 @@ fn every_key_is_read_and_changes_what_is_desired() {
             (_, Kind::Ports) => "\"2000-3000\"",
             (_, Kind::Address) => "\"127.0.0.1:7\"",
             (_, Kind::List(_)) if key.name == "listen" => "[\"127.0.0.1:7\"]",
+            (_, Kind::List(_)) if key.name == "domains" => "[\"other\"]",
             (_, Kind::List(_)) => "[]",
+            (_, Kind::Email) => "\"other@example.com\"",
+            (_, Kind::Challenge) => "\"tls-alpn-01\"",
             (_, Kind::Url) => "\"https://other\"",
             (_, Kind::Isolation | Kind::Durability) => "\"off\"",
             (_, Kind::Algorithm) => "\"EdDSA\"",
