@@ -28,6 +28,7 @@ use super::{
     frames::Metered,
     gate::Gate,
     head::MAX_HEAD,
+    neighbours::Neighbours,
     service::{Shared, handle},
 };
 
@@ -36,6 +37,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Most connections at once, where there are descriptors for them.
 const MAX_CONNECTIONS: u64 = 20_000;
+
+/// One address has at most one in so many places: enough for a whole office behind one, and three such leave room for the others.
+const SHARE: usize = 4;
 
 /// Descriptors that are not connections: logs, pages, listeners, the runtime's own.
 const OTHER_DESCRIPTORS: u64 = 100;
@@ -75,6 +79,7 @@ pub(crate) struct Server {
     shared: Arc<Shared>,
     phase: watch::Sender<Phase>,
     room: Arc<Semaphore>,
+    neighbours: Arc<Neighbours>,
     /// What `room` holds when nobody is connected.
     seats: usize,
     listening: Vec<JoinHandle<()>>,
@@ -87,7 +92,8 @@ impl Server {
     pub(crate) fn new(shared: Arc<Shared>, descriptors: u64) -> Self {
         let seats = (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, MAX_CONNECTIONS) as usize;
         let room = Arc::new(Semaphore::new(seats));
-        Self { shared, phase: watch::Sender::new(Phase::Serving), room, seats, listening: Vec::new(), listeners: Vec::new() }
+        let neighbours = Neighbours::new(seats / SHARE);
+        Self { shared, phase: watch::Sender::new(Phase::Serving), room, neighbours, seats, listening: Vec::new(), listeners: Vec::new() }
     }
 
     /// Accepts on these from now on, and no longer on the former ones. Call it inside the runtime.
@@ -100,7 +106,8 @@ impl Server {
         }
         self.stop_listening();
         for listener in accepting {
-            self.listening.push(tokio::spawn(accept(listener, Arc::clone(&self.shared), self.phase.subscribe(), Arc::clone(&self.room))));
+            let (shared, room, neighbours) = (Arc::clone(&self.shared), Arc::clone(&self.room), Arc::clone(&self.neighbours));
+            self.listening.push(tokio::spawn(accept(listener, shared, self.phase.subscribe(), room, neighbours)));
         }
         self.listeners = listeners;
         Ok(())
@@ -151,7 +158,13 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiver<Phase>, room: Arc<Semaphore>) {
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    phase: watch::Receiver<Phase>,
+    room: Arc<Semaphore>,
+    neighbours: Arc<Neighbours>,
+) {
     loop {
         // Without room the kernel's queue holds them. The semaphore is never closed.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else {
@@ -159,9 +172,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiv
         };
         match listener.accept().await {
             Ok((stream, peer)) => {
+                let Some(seat) = neighbours.enter(peer.ip()) else {
+                    tracing::debug!(%peer, "an address has as many connections as it may");
+                    continue;
+                };
                 let (shared, phase) = (Arc::clone(&shared), phase.clone());
                 tokio::spawn(async move {
-                    let _place = place;
+                    let _places = (place, seat);
                     connection(stream, peer, shared, phase).await;
                 });
             }

@@ -21,5 +21,6 @@ mod liveness;
 mod memory;
 mod rollout;
 mod snapshots;
+mod squatter;
 mod upgrade;
 mod uploads;
