@@ -239,6 +239,7 @@ where
     // What the process does is looked at first of all: it may have changed before there was a connection.
     phase.mark_changed();
     let mut owes_goodbye = false;
+    let mut draining = false;
     loop {
         tokio::select! {
             biased;
@@ -252,6 +253,11 @@ where
             () = poll_fn(|_| if state.was_asked() { Poll::Ready(()) } else { Poll::Pending }), if owes_goodbye => {
                 goodbye(connection.as_mut());
                 owes_goodbye = false;
+            }
+            // A head that is coming is let come: hyper, which does not see it yet, would close at once.
+            () = poll_fn(|_| if state.is_in_head() { Poll::Pending } else { Poll::Ready(()) }), if draining => {
+                goodbye(connection.as_mut());
+                draining = false;
             }
             overdue = &mut clock, if last.is_none() => {
                 if overdue == Overdue::Slow {
@@ -269,7 +275,7 @@ where
                     // GOAWAY takes in what is on its way here. A client that has just connected is let ask first: not every one would ask again.
                     owes_goodbye = state.is_multiplexed();
                 }
-                Phase::Draining => goodbye(connection.as_mut()),
+                Phase::Draining => draining = true,
                 Phase::Cutting => {
                     if state.cut() {
                         tracing::warn!(%peer, "cut: the head of a request was not whole in time");
