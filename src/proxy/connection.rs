@@ -118,7 +118,7 @@ impl State {
     /// Another process serves on from now: nobody must notice, and the connection must come to an end.
     pub(crate) fn retire(&self) {
         self.retiring.store(true, Ordering::Relaxed);
-        if self.requests() == 0 && !self.in_head.load(Ordering::Relaxed) {
+        if self.requests() == 0 && !self.is_in_head() {
             self.touch();
         }
     }
@@ -126,6 +126,11 @@ impl State {
     /// Whether an answer must say that the connection ends with it, since no frame can (as one does in HTTP/2).
     pub(crate) fn ends_with_answer(&self) -> bool {
         !self.multiplexed && self.retiring.load(Ordering::Relaxed)
+    }
+
+    /// Whether a head has begun and is not whole: hyper does not see it yet (see `gate`).
+    pub(crate) fn is_in_head(&self) -> bool {
+        self.in_head.load(Ordering::Relaxed)
     }
 
     /// A request's work begins.
@@ -145,7 +150,7 @@ impl State {
     /// The process ends before the connection has: each request on it will say so. Returns whether one was still coming, which cannot.
     pub(crate) fn cut(&self) -> bool {
         self.cut.store(true, Ordering::Relaxed);
-        let coming = self.requests() == 0 && self.in_head.load(Ordering::Relaxed);
+        let coming = self.requests() == 0 && self.is_in_head();
         if coming {
             self.all_cut.fetch_add(1, Ordering::Relaxed);
         }
@@ -186,7 +191,7 @@ impl State {
     /// When to look again, and what is due then.
     fn due(&self) -> (Instant, Overdue) {
         let due = self.due_of_all();
-        if !self.multiplexed || !self.in_head.load(Ordering::Relaxed) {
+        if !self.multiplexed || !self.is_in_head() {
             return due;
         }
         // Nothing else of the connection goes on while one is open (RFC 9113 section 4.3).
@@ -200,7 +205,7 @@ impl State {
             (STALLED, Overdue::Slow)
         } else if self.requests() > 0 {
             return (Instant::now() + IDLE, Overdue::Idle);
-        } else if !self.multiplexed && self.in_head.load(Ordering::Relaxed) {
+        } else if !self.multiplexed && self.is_in_head() {
             (HEAD, Overdue::Slow)
         } else if self.retiring.load(Ordering::Relaxed) {
             (IDLE_RETIRING, Overdue::Idle)

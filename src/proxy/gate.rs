@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    chunks::Chunks,
+    chunks::{BadChunks, Chunks},
     connection::State,
     head::{self, BadHead, Framing, Search},
 };
@@ -134,12 +134,14 @@ impl<S> Gate<S> {
     /// Nothing more is let through but what says so.
     fn stop(&mut self, stop: &Stop) -> io::Result<()> {
         self.walk = Walk(At::Over);
-        let length = self.held.len();
         match stop {
             // The service is reading this body: it says what was wrong with it.
-            Stop::BadChunks => Err(io::Error::new(io::ErrorKind::InvalidData, super::chunks::BadChunks)),
+            Stop::BadChunks => {
+                self.held = BytesMut::new();
+                Err(io::Error::new(io::ErrorKind::InvalidData, BadChunks))
+            }
             Stop::BadHead(why) => {
-                let stand_in = stand_in(&self.held[..length.min(head::MAX_HEAD)]);
+                let stand_in = stand_in(&self.held[..self.held.len().min(head::MAX_HEAD)]);
                 self.state.refuse(*why);
                 self.held = BytesMut::from(stand_in.as_bytes());
                 self.ready = self.held.len();

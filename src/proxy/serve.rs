@@ -21,6 +21,7 @@ use super::{
     gate::Gate,
     handshakes::Handshakes,
     head::MAX_HEAD,
+    neighbours::Neighbours,
     plain,
     service::{Shared, handle},
 };
@@ -42,6 +43,9 @@ const MAX_PLAIN: usize = 512;
 
 /// Most clients at their handshake at once, where there are places for so many: each takes about 20 KB, and one that is at work some 100 ms.
 const MAX_HANDSHAKES: usize = 4_096;
+
+/// One address has at most one in so many places: enough for a whole office behind one, and three such leave room for the others.
+const SHARE: usize = 4;
 
 /// Descriptors that are not connections: logs, pages, listeners, the runtime's own.
 const OTHER_DESCRIPTORS: u64 = 100;
@@ -84,6 +88,7 @@ pub(crate) struct Server {
     /// For connections to the plain port.
     plain_room: Arc<Semaphore>,
     handshakes: Arc<Handshakes>,
+    neighbours: Arc<Neighbours>,
     /// What `room` holds when nobody is connected.
     seats: usize,
     listening: Vec<JoinHandle<()>>,
@@ -103,6 +108,7 @@ impl Server {
             room: Arc::new(Semaphore::new(seats)),
             plain_room: Arc::new(Semaphore::new(plain)),
             handshakes: Handshakes::new((seats / 4).min(MAX_HANDSHAKES)),
+            neighbours: Neighbours::new(seats / SHARE),
             seats,
             listening: Vec::new(),
             listeners: Vec::new(),
@@ -117,8 +123,8 @@ impl Server {
         listeners.extend(plain_listeners);
         self.stop_listening();
         for listener in tls {
-            let (shared, room, handshakes) = (Arc::clone(&self.shared), Arc::clone(&self.room), Arc::clone(&self.handshakes));
-            self.listening.push(tokio::spawn(accept(listener, shared, self.phase.subscribe(), room, handshakes)));
+            let (shared, places) = (Arc::clone(&self.shared), self.places());
+            self.listening.push(tokio::spawn(accept(listener, shared, self.phase.subscribe(), places)));
         }
         for listener in plain {
             let (shared, room) = (Arc::clone(&self.shared), Arc::clone(&self.plain_room));
@@ -136,6 +142,11 @@ impl Server {
     /// What all requests share.
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    fn places(&self) -> Places {
+        let (room, neighbours, handshakes) = (Arc::clone(&self.room), Arc::clone(&self.neighbours), Arc::clone(&self.handshakes));
+        Places { room, neighbours, handshakes }
     }
 
     fn stop_listening(&mut self) {
@@ -184,23 +195,32 @@ fn accepting(listeners: Vec<OwnedFd>) -> io::Result<(Vec<std::net::TcpListener>,
     Ok(both)
 }
 
-async fn accept(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    phase: watch::Receiver<Phase>,
+/// What bounds connections.
+#[derive(Clone)]
+struct Places {
     room: Arc<Semaphore>,
+    neighbours: Arc<Neighbours>,
     handshakes: Arc<Handshakes>,
-) {
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiver<Phase>, places: Places) {
     loop {
         // Without room the kernel's queue holds them. The semaphore is never closed.
-        let Ok(place) = Arc::clone(&room).acquire_owned().await else {
+        let Ok(place) = Arc::clone(&places.room).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let (shared, phase, handshakes) = (Arc::clone(&shared), phase.clone(), Arc::clone(&handshakes));
+                // Behind a load balancer all come from one address.
+                let is_balancer = shared.live.get().front.trusted.has(peer.ip().to_canonical());
+                let seat = if is_balancer { None } else { places.neighbours.enter(peer.ip()) };
+                if seat.is_none() && !is_balancer {
+                    tracing::debug!(%peer, "an address has as many connections as it may");
+                    continue;
+                }
+                let (shared, phase, handshakes) = (Arc::clone(&shared), phase.clone(), Arc::clone(&places.handshakes));
                 tokio::spawn(async move {
-                    let _place = place;
+                    let _places = (place, seat);
                     connection(stream, peer, shared, phase, handshakes).await;
                 });
             }
@@ -275,6 +295,7 @@ where
     // What the process does is looked at first of all: it may have changed before there was a connection.
     phase.mark_changed();
     let mut owes_goodbye = false;
+    let mut draining = false;
     loop {
         tokio::select! {
             biased;
@@ -288,6 +309,11 @@ where
             () = poll_fn(|_| if state.was_asked() { Poll::Ready(()) } else { Poll::Pending }), if owes_goodbye => {
                 goodbye(connection.as_mut());
                 owes_goodbye = false;
+            }
+            // A head that is coming is let come: hyper, which does not see it yet, would close at once.
+            () = poll_fn(|_| if state.is_in_head() { Poll::Pending } else { Poll::Ready(()) }), if draining => {
+                goodbye(connection.as_mut());
+                draining = false;
             }
             overdue = &mut clock, if last.is_none() => {
                 if overdue == Overdue::Slow {
@@ -305,7 +331,7 @@ where
                     // GOAWAY takes in what is on its way here. A client that has just connected is let ask first: not every one would ask again.
                     owes_goodbye = state.is_multiplexed();
                 }
-                Phase::Draining => goodbye(connection.as_mut()),
+                Phase::Draining => draining = true,
                 Phase::Cutting => {
                     if state.cut() {
                         tracing::warn!(%peer, "cut: the head of a request was not whole in time");

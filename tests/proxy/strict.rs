@@ -373,3 +373,29 @@ async fn requests_in_a_row_on_one_connection_are_told_apart_whatever_their_piece
     assert_eq!(sending.await.unwrap().answers(), 3);
     house.host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_head_is_just_coming_when_the_proxy_ends_is_still_answered() {
+    let house = House::new().await;
+    let (mut raw, mut idle) = (house.raw().await, house.raw().await);
+    let good = replace(b"GET /api/v2/toc HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer TOKEN\r\n\r\n", &house.host.token("alice"));
+    let (start, rest) = good.split_at(20);
+    // Whole once, so that the second one is seen to have begun.
+    raw.write_all(&good).await.unwrap();
+    house.fake.next().await.answer("200 OK", "first").await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"first") {
+        raw.read_buf(&mut answer).await.unwrap();
+    }
+    raw.write_all(start).await.unwrap();
+    raw.flush().await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_millis(100), raw.read_u8()).await.expect_err("nothing comes back yet");
+    let House { host, fake } = house;
+    let ending = tokio::spawn(host.stop());
+    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "an idle connection ends");
+    raw.write_all(rest).await.unwrap();
+    fake.next().await.answer("200 OK", "second").await;
+    let said = Said::to_the_end(&mut raw).await;
+    assert!(said.text.starts_with("HTTP/1.1 200 ") && said.text.ends_with("second"), "{}", said.text);
+    ending.await.unwrap();
+}

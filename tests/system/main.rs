@@ -25,6 +25,7 @@ mod memory;
 mod rollout;
 mod secrets;
 mod snapshots;
+mod squatter;
 mod storage;
 mod upgrade;
 mod uploads;
