@@ -192,7 +192,7 @@ async fn sq_inherits_nothing_but_the_limits() {
         |name: &str| limits.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_ascii_whitespace().next().unwrap().to_owned();
     assert_eq!(limit("Max core file size"), "0");
     assert!(limit("Max open files").parse().unwrap_or(u64::MAX) >= MIN_DESCRIPTORS);
-    assert_eq!(stat_field(sq.pid(), 5), sq.pid().to_string(), "a process group of its own");
+    assert_eq!([5, 6].map(|field| stat_field(sq.pid(), field)), [sq.pid().to_string(), sq.pid().to_string()], "a session of its own");
     assert_eq!(proc_file(sq.pid(), "environ"), "PATH=/usr/local/bin:/usr/bin:/bin\0");
     assert_eq!(stat_field(sq.pid(), 22), sq.start_time().to_string());
 }

@@ -101,6 +101,8 @@ pub fn leave_behind(users: &Path) -> Result<u32, GuardError> {
 /// # Errors
 /// See [`GuardError`].
 pub fn run(users: &Path) -> Result<(), GuardError> {
+    // As its proxy does it.
+    let _ = rustix::process::setsid();
     telemetry::init();
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(doing("take the socket"))?;
     let users =

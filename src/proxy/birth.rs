@@ -8,7 +8,6 @@ use std::{
         unix::{
             fs::{OpenOptionsExt, PermissionsExt},
             net::UnixListener,
-            process::CommandExt,
         },
     },
     path::Path,
@@ -101,7 +100,6 @@ fn spawn(path: &Path, outfit: &Outfit<'_>) -> Result<Child, SupervisorError> {
         .env_clear()
         .envs(LOGGING.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .current_dir("/")
-        .process_group(0)
         .spawn()
         .map_err(io_error("start", outfit.exe))
 }

@@ -76,6 +76,8 @@ pub(super) fn doing(doing: &'static str) -> impl Fn(io::Error) -> ProxyError {
 /// # Errors
 /// See [`ProxyError`]. Once it serves, it ends only when the agent says so.
 pub fn run() -> Result<(), ProxyError> {
+    // Ctrl-C is for the agent; and where no cgroup is, the scheduler gives a session its share beside those of the instances (sched(7), autogroup).
+    let _ = rustix::process::setsid();
     telemetry::init();
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(doing("take the control socket"))?;
     let control = UnixListener::from(socket);

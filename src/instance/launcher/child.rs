@@ -13,7 +13,7 @@ use std::{
 
 use nix::{
     sys::resource::{Resource, setrlimit},
-    unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchdir, geteuid, setpgid},
+    unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve, fchdir, geteuid, setsid},
 };
 use rustix::fs::{Mode, OFlags, openat};
 
@@ -63,7 +63,9 @@ fn prepare_and_exec(launch: &Launch, fds: &LaunchFds, in_cgroup: bool, filters: 
     if let Some(cgroup) = fds.cgroup.as_ref().filter(|_| !in_cgroup) {
         step("entering its cgroup", enter_cgroup(cgroup))?;
     }
-    step("making its process group", setpgid(Pid::from_raw(0), Pid::from_raw(0)))?;
+    // Also a group for the scheduler where no cgroup is one: as many threads as a tenant makes busy, it gets no more of a core than its neighbour
+    // with one (sched(7), autogroup).
+    step("making its session", setsid())?;
     let null = step("opening /dev/null", File::open("/dev/null"))?;
     step("giving it its standard input", dup2_stdin(null))?;
     step("giving it its log", dup2_stdout(&fds.log).and_then(|()| dup2_stderr(&fds.log)))?;
