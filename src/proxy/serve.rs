@@ -91,6 +91,8 @@ pub(crate) struct Server {
     neighbours: Arc<Neighbours>,
     /// What `room` holds when nobody is connected.
     seats: usize,
+    /// The same of `plain_room`.
+    plain_seats: usize,
     listening: Vec<JoinHandle<()>>,
     /// Handed back to the next agent.
     listeners: Vec<std::net::TcpListener>,
@@ -110,6 +112,7 @@ impl Server {
             handshakes: Handshakes::new((seats / 4).min(MAX_HANDSHAKES)),
             neighbours: Neighbours::new(seats / SHARE),
             seats,
+            plain_seats: plain,
             listening: Vec::new(),
             listeners: Vec::new(),
         }
@@ -174,7 +177,10 @@ impl Server {
 
     fn under_way(&self) -> (usize, u64) {
         let in_flight = self.shared.in_flight.load(std::sync::atomic::Ordering::Relaxed);
-        (self.seats - self.room.available_permits(), in_flight)
+        // One on the plain port lasts 10 s at most; a host that stops does not wait for it.
+        let retires = *self.phase.borrow() == Phase::Retiring;
+        let plain = if retires { self.plain_seats - self.plain_room.available_permits() } else { 0 };
+        (self.seats - self.room.available_permits() + plain, in_flight)
     }
 
     async fn quiet(&self) {

@@ -1,6 +1,12 @@
 //! What came of the requests.
 
-use std::{collections::BTreeMap, fmt, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::Path,
+    sync::Mutex,
+    time::{Duration, SystemTime},
+};
 
 use crate::support::host::Host;
 
@@ -40,7 +46,7 @@ impl Tally {
             Outcome::Answered(time) => counts.times.push(time),
             Outcome::Refused(status) => *counts.refused.entry(status).or_default() += 1,
             Outcome::InDeadHands => counts.in_dead_hands += 1,
-            Outcome::Failed(what) => counts.failed.push(what),
+            Outcome::Failed(what) => counts.failed.push(format!("{} {what}", humantime::format_rfc3339_millis(SystemTime::now()))),
         }
     }
 
@@ -58,6 +64,14 @@ impl Tally {
 
     pub(crate) fn assert_good(&self, host: &Host) {
         let counts = self.0.lock().unwrap();
+        if !(counts.foreign.is_empty() && counts.lost.is_empty() && counts.failed.is_empty()) {
+            let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}", std::process::id()));
+            fs::create_dir_all(&kept).unwrap();
+            for log in [host.agent_log(), host.state_dir().join("proxy.log")] {
+                fs::copy(&log, kept.join(log.file_name().unwrap())).unwrap();
+            }
+            eprintln!("the logs are kept in {}", kept.display());
+        }
         assert!(counts.foreign.is_empty(), "foreign answers: {:#?}", counts.foreign);
         assert!(counts.lost.is_empty(), "acknowledged writes lost: {:#?}", counts.lost);
         assert!(counts.failed.is_empty(), "failed without a reason: {:#?}\n{}", counts.failed, host.account());
