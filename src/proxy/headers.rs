@@ -69,14 +69,14 @@ pub(crate) fn every_answer(headers: &mut HeaderMap, id: &RequestId) {
     headers.insert(X_REQUEST_ID, id.header());
 }
 
-/// The answer to a CORS preflight, as sq 0.6.0 gives it.
+/// The answer to a CORS preflight, as sq 0.6.0 gives it, with the header that sq reads without allowing it.
 pub(crate) fn preflight(id: &RequestId) -> Response<Vec<u8>> {
     let mut response = Response::new(Vec::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     every_answer(headers, id);
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
-    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type, X-SQ-API-Key"));
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
     response
 }
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(response.status(), 204);
         assert_eq!(response.headers()["access-control-allow-origin"], "*");
         assert_eq!(response.headers()["access-control-allow-methods"], "GET, POST, OPTIONS");
-        assert_eq!(response.headers()["access-control-allow-headers"], "Authorization, Content-Type");
+        assert_eq!(response.headers()["access-control-allow-headers"], "Authorization, Content-Type, X-SQ-API-Key");
         assert_eq!(response.headers()["access-control-max-age"], "86400");
     }
 }

@@ -117,7 +117,7 @@ async fn what_sq_answers_badly_the_proxy_answers_well() {
     for (name, value) in [
         ("access-control-allow-origin", "*"),
         ("access-control-allow-methods", "GET, POST, OPTIONS"),
-        ("access-control-allow-headers", "Authorization, Content-Type"),
+        ("access-control-allow-headers", "Authorization, Content-Type, X-SQ-API-Key"),
         ("access-control-max-age", "86400"),
     ] {
         assert_eq!(answer.header(name), value);
