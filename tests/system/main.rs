@@ -10,6 +10,7 @@ mod apart;
 mod api;
 mod backup;
 mod broken_writes;
+mod certificates;
 mod chaos;
 mod commands;
 mod crash_points;
