@@ -371,3 +371,97 @@ mod tests {
         drop(client);
     }
 }
+
+/// hyper behind the gate, as the fuzz target `head` has it.
+#[cfg(test)]
+#[path = "../fuzzing/head.rs"]
+#[allow(unreachable_pub)] // a door to others in a fuzzing build
+mod behind;
+
+#[cfg(test)]
+mod against_hyper {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
+    use super::behind;
+
+    const FRAGMENTS: [&[u8]; 46] = [
+        b"GET / HTTP/1.1\r\n",
+        b"POST /a?b=c HTTP/1.1\r\n",
+        b"POST / HTTP/1.0\r\n",
+        b"OPTIONS * HTTP/1.1\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\n",
+        b"GET http://x/y HTTP/1.1\r\n",
+        b"GET /#x HTTP/1.1\r\n",
+        b"HEAD /\xc3\xbc HTTP/1.1\r\n",
+        b"GET /\xff HTTP/1.1\r\n",
+        b"GET x HTTP/1.1\r\n",
+        b"Host: x\r\n",
+        b"Host: x\r\n",
+        b"Host: x\r\n",
+        b"Host: x\r\n",
+        b"host: a b\r\n",
+        b"Content-Length: 3\r\n",
+        b"Content-Length: 0\r\n",
+        b"Content-Length: +3\r\n",
+        b"Content-Length: 3, 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: ,chunked\r\n",
+        b"Connection: close\r\n",
+        b"Connection: keep-alive\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Upgrade: h2c\r\n",
+        b"TE: trailers\r\n",
+        b"A:\xff\r\n",
+        b"\r\n",
+        b"\r\n",
+        b"\r\n",
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b"\0",
+        b" ",
+        b"abc",
+        b"abc",
+        b"3\r\nabc\r\n",
+        b"3;x=y\r\nabc\r\n",
+        b"0\r\n\r\n",
+        b"0\r\nT: x\r\n\r\n",
+        b"0\r\n: x\r\n\r\n",
+        b"fffffffffffffff\r\n",
+        b"10000000000000000\r\n",
+        b"3 \r\nabc\r\n",
+    ];
+
+    /// Requests that are mostly good, so that what follows one is reached.
+    fn request() -> impl Strategy<Value = Vec<u8>> {
+        let head = vec(select(&FRAGMENTS[10..28]), 0..4);
+        let body = vec(select(&FRAGMENTS[36..]), 0..3);
+        (select(&FRAGMENTS[..10]), head, body)
+            .prop_map(|(line, head, body)| [line, b"Host: x\r\n", &head.concat(), b"\r\n", &body.concat()].concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn hyper_takes_whatever_is_let_through(requests in vec(request(), 1..4), step in 1_usize..200) {
+            behind::connection(&requests.concat(), step);
+            behind::alone(&requests.concat());
+        }
+
+        #[test]
+        fn nothing_that_is_sent_is_refused_by_hyper_itself(fragments in vec(select(&FRAGMENTS[..]), 0..30), step in 1_usize..200) {
+            behind::connection(&fragments.concat(), step);
+        }
+    }
+
+    #[test]
+    fn the_seeds_of_the_fuzzer_pass() {
+        for seed in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/head")).unwrap() {
+            let bytes = std::fs::read(seed.unwrap().path()).unwrap();
+            behind::connection(&bytes[1..], usize::from(bytes[0]));
+            behind::alone(&bytes[1..]);
+        }
+    }
+}
