@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::gateway::{Entry, Gateway};
 use crate::{
     desired::{PortRange, TenantId, user_dir},
+    proxy::api_key,
     secret::Secret,
 };
 
@@ -78,7 +79,10 @@ impl Left {
             Self::Name => ("names that are no ids, or somebody else's", "the id beside each is used; it is the `sub` of tokens"),
             Self::NoToken => ("tenants without a token", "`sq-agent token --api-key --sub ID` makes a key"),
             Self::SecondToken => ("tokens that a later tenant has, too", "the gateway let the later one in, and so does the new file"),
-            Self::UnusableToken => ("tokens that no header can carry", "`sq-agent token --api-key --sub ID` makes a key"),
+            Self::UnusableToken => (
+                "tokens that are no API keys: of 8 to 256 letters, digits and - _ ~ + / =",
+                "`sq-agent token --api-key --sub ID` makes a key",
+            ),
             Self::ShortToken => {
                 ("tokens short enough to be guessed; kept", "replace them: `sq-agent token --api-key --sub ID` makes a key")
             }
@@ -214,7 +218,7 @@ fn tenants(entries: Vec<Entry>, options: &Options, left: &mut BTreeMap<Left, Vec
 /// The digest of a token, and whether it is short; or what is wrong with it.
 fn key(token: Option<&Secret>) -> Result<([u8; 32], bool), Left> {
     let token = token.map(Secret::expose).filter(|token| !token.is_empty()).ok_or(Left::NoToken)?;
-    if !token.iter().all(u8::is_ascii_graphic) {
+    if !api_key::may_be_one(token) {
         return Err(Left::UnusableToken);
     }
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token);
@@ -355,7 +359,7 @@ mod tests {
         assert_eq!(items(&imported, "share an instance"), ["tenant 2 (\"b\"): a"]);
         assert_eq!(items(&imported, "later tenant has"), ["a"]);
         assert_eq!(items(&imported, "without a token"), ["tenant 4 (\"d\")", "tenant 6 (\"f\")"]);
-        assert_eq!(items(&imported, "no header"), ["tenant 5 (\"e\")"]);
+        assert_eq!(items(&imported, "no API keys"), ["tenant 5 (\"e\")"]);
         assert_eq!(items(&imported, "keys that mean nothing"), ["f \"email\""]);
     }
 

@@ -55,8 +55,10 @@ async fn the_end_of_a_certificate_is_said_14_days_before_and_when_it_is_there() 
     let renew = async |left: i64| {
         put(&host, 80, left);
         processes::signal(host.agent_pid(), Signal::HUP);
-        host.until("the next one is in force", |status| certificate(status).days_left == left || left < 0 && certificate(status).days_left < 0)
-            .await
+        host.until("the next one is in force", |status| {
+            certificate(status).days_left == left || left < 0 && certificate(status).days_left < 0
+        })
+        .await
     };
     assert!(certificate(&renew(13).await).ends_soon);
     let event = async |kind: &str| {

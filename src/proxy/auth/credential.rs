@@ -36,17 +36,20 @@ impl<'a> Credential<'a> {
     }
 
     fn in_authorization(value: &'a [u8]) -> Result<Self, AuthError> {
-        let scheme_less = value.trim_ascii();
-        if scheme_less.starts_with(api_key::PREFIX) {
-            return Self::api_key(scheme_less);
+        let rest = match value.split_at_checked(7) {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => rest.trim_ascii(),
+            // As existing sq clients send a key.
+            _ => match value.trim_ascii() {
+                bare if api_key::may_be_one(bare) => return Ok(Self::ApiKey(bare)),
+                bare if bare.starts_with(api_key::PREFIX) => return Err(AuthError::NotApiKey),
+                _ => return Err(AuthError::NotBearer),
+            },
+        };
+        if api_key::may_be_one(rest) {
+            return Ok(Self::ApiKey(rest));
         }
-        let (scheme, rest) = value.split_at_checked(7).ok_or(AuthError::NotBearer)?;
-        if !scheme.eq_ignore_ascii_case(b"bearer ") {
-            return Err(AuthError::NotBearer);
-        }
-        let rest = rest.trim_ascii();
         if rest.starts_with(api_key::PREFIX) {
-            return Self::api_key(rest);
+            return Err(AuthError::NotApiKey);
         }
         if rest.len() > MAX_TOKEN_BYTES {
             return Err(AuthError::TooLong);
@@ -59,7 +62,7 @@ impl<'a> Credential<'a> {
     }
 
     fn api_key(text: &'a [u8]) -> Result<Self, AuthError> {
-        if api_key::is_well_formed(text) { Ok(Self::ApiKey(text)) } else { Err(AuthError::NotApiKey) }
+        if api_key::may_be_one(text) { Ok(Self::ApiKey(text)) } else { Err(AuthError::NotApiKey) }
     }
 }
 

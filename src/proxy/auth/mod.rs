@@ -29,7 +29,7 @@ pub(crate) enum AuthError {
     Several,
     #[error("the Authorization header must read: Bearer <JWT or API key>")]
     NotBearer,
-    #[error("that is no API key: one is pmb-v1- and 32 lower-case hex digits")]
+    #[error("that is no API key: one has 8 to 256 letters, digits and - _ ~ + / =, without a space")]
     NotApiKey,
     #[error("no tenant of this server has this API key")]
     UnknownApiKey,
