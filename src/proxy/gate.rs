@@ -393,7 +393,7 @@ mod against_hyper {
         b"GET http://x/y HTTP/1.1\r\n",
         b"GET /#x HTTP/1.1\r\n",
         b"HEAD /\xc3\xbc HTTP/1.1\r\n",
-        b"GET /\xff HTTP/1.1\r\n",
+        b"GET /a<b HTTP/1.1\r\n",
         b"GET x HTTP/1.1\r\n",
         b"Host: x\r\n",
         b"Host: x\r\n",

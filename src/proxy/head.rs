@@ -6,7 +6,9 @@
 //! itself, since its own refusals have neither a body nor a line in the access log.
 //!
 //! This is not a second parser: lines and fields are split by httparse, the very code that hyper uses, with the same settings, and a target that
-//! is not plain is given to the `Uri` that hyper makes of it. What is added can only refuse. `fuzz/` holds hyper against it.
+//! is not plain is given to the `Uri` that hyper makes of it. What is added can only refuse. `gate` and `fuzz/` hold hyper against it.
+//!
+//! It takes 0.2 µs for a small head and 0.7 µs for a browser's (`benches/head.rs`), of some 75 µs that a request takes.
 
 use std::mem::MaybeUninit;
 
