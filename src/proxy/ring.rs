@@ -74,7 +74,7 @@ impl Ring {
         let look = ring.look(desired);
         match ring.certificate.good {
             Some(_) => Ok((ring, look)),
-            None => Err(CredentialsError::Unusable(ring.certificate.trouble.unwrap_or_default())),
+            None => Err(CredentialsError::Unusable(of_certificate(desired, &ring.certificate.trouble.unwrap_or_default()))),
         }
     }
 
@@ -84,7 +84,7 @@ impl Ring {
         let mut troubles = Vec::new();
         if desired.proxy.tls.is_some() {
             ring.look_at_certificate(desired);
-            troubles.extend(ring.certificate.trouble.map(|why| format!("[proxy.tls]: {why}")));
+            troubles.extend(ring.certificate.trouble.map(|why| of_certificate(desired, &why)));
         }
         for key in &desired.proxy.jwt {
             let mut part = Part::NONE;
@@ -98,12 +98,8 @@ impl Ring {
     pub fn look(&mut self, desired: &Desired) -> Look {
         let mut troubles = Vec::new();
         self.look_at_certificate(desired);
-        let place = match &desired.proxy {
-            Proxy { tls: Some(_), .. } => "[proxy.tls]",
-            Proxy { acme: Some(_), .. } => "[proxy.acme]",
-            _ => "the self-signed certificate",
-        };
-        troubles.extend(self.certificate.trouble.as_ref().map(|why| format!("{place}: {why}; the certificate of before stays in force")));
+        let trouble = self.certificate.trouble.as_ref();
+        troubles.extend(trouble.map(|why| format!("{}; the certificate of before stays in force", of_certificate(desired, why))));
         let sources = credentials::key_sources(desired).unwrap_or_else(|error| {
             troubles.push(error.to_string());
             Vec::new().into()
@@ -146,6 +142,18 @@ impl Ring {
             }
             Err(error) => self.certificate.see(Err(error.to_string()), || Err(String::new())),
         }
+    }
+}
+
+/// What is wrong with the certificate or its key, where, and what to do.
+fn of_certificate(desired: &Desired, why: &str) -> String {
+    match &desired.proxy {
+        Proxy { tls: Some(tls), .. } => {
+            let (cert, key) = (tls.cert.display(), tls.key.display());
+            format!("[proxy.tls] {cert}, {key}: {why}; put a pair that belongs together there, it is read at once")
+        }
+        Proxy { acme: Some(_), .. } => format!("[proxy.acme]: {why}; remove the directory acme/ in the state directory to have one asked for"),
+        _ => format!("the self-signed certificate: {why}; remove the directory tls/ in the state directory to have one made"),
     }
 }
 
@@ -269,7 +277,11 @@ mod tests {
         for _ in 0..2 {
             let half = ring.look(&bench.desired);
             assert_eq!(half.settings.tls_cert_pem, first.as_bytes());
-            assert!(half.troubles[0].starts_with("[proxy.tls]: certificate and key do not go together"), "{:?}", half.troubles);
+            assert!(
+                half.troubles[0].contains("/cert.pem") && half.troubles[0].contains("certificate and key do not go together"),
+                "{:?}",
+                half.troubles
+            );
             assert!(half.troubles[0].ends_with("the certificate of before stays in force"), "{:?}", half.troubles);
         }
         fs::remove_file(bench.dir.path().join("key.pem")).unwrap();
@@ -336,7 +348,7 @@ mod tests {
         bench.put("j", "nonsense");
         let troubles = Ring::troubles(&bench.desired);
         assert!(
-            troubles.len() == 2 && troubles[0].starts_with("[proxy.tls]: ") && troubles[1].contains("/j: it is no JWKS"),
+            troubles.len() == 2 && troubles[0].starts_with("[proxy.tls] /") && troubles[1].contains("/j: it is no JWKS"),
             "{troubles:?}"
         );
         bench.certificate();
