@@ -152,6 +152,7 @@ impl Term {
             exe: THIS_PROGRAM.into(),
             listen: desired.proxy.listen.clone(),
             http_listen: desired.proxy.http_listen.clone(),
+            keep: systemd::store,
             kept: kept_listeners,
             routes,
             activity,
@@ -163,7 +164,6 @@ impl Term {
         })
         .await?;
         agent.listens_on(&supervisor.addresses());
-        systemd::store(supervisor.listeners());
         let (changes, changed) = mpsc::channel(1);
         let watch = Watch::start(&file, changes)
             .inspect_err(|error| tracing::warn!(%error, "tenants.toml is not watched; it is still read every 5 s"))

@@ -15,10 +15,12 @@ use super::{
     attached::{Proxy, SupervisorError},
     birth::{self, Outfit},
     control::{ToAgent, ToProxy},
+    front::Addresses,
+    listen,
     retirement::{Escort, Farewell, RETIRE},
     settings::Settings,
     standing::{Reason, Standing, Wanted, control_path, serving, until_silence_ends},
-    supervisor::{NotUp, ProxyEvent, Serving, SupervisorConfig, nudge},
+    supervisor::{NotUp, ProxyEvent, Serving, SupervisorConfig, local_addresses, nudge},
 };
 use crate::framed::send;
 use crate::route::Side;
@@ -44,6 +46,8 @@ pub(super) struct Keeper {
     listeners: Vec<TcpListener>,
     wanted: Wanted,
     serial: u64,
+    /// The settings name an address that could not be had.
+    listens_in_vain: bool,
     /// What the settings of this serial are.
     sent: Option<Arc<Settings>>,
     /// By side: somebody lives there.
@@ -70,7 +74,7 @@ impl Keeper {
         outcome: watch::Sender<Option<Result<Serving, NotUp>>>,
     ) -> Self {
         let (leaving, hurry) = (JoinSet::new(), watch::Sender::new(None));
-        Self { config, listeners, wanted, serial: 0, sent: None, taken: [false; 2], leaving, hurry, outcome }
+        Self { config, listeners, wanted, serial: 0, listens_in_vain: false, sent: None, taken: [false; 2], leaving, hurry, outcome }
     }
 
     /// Runs until the agent says stop.
@@ -175,8 +179,29 @@ impl Keeper {
         }
     }
 
+    /// Listens where the settings say from now on. Where that cannot be, all stays as it was, and that is told.
+    async fn listen_anew(&mut self) {
+        let wanted = self.config.settings.borrow().front.addresses.clone();
+        let before = Addresses { https: self.config.listen.clone(), plain: self.config.http_listen.clone() };
+        let Some(wanted) = wanted.filter(|wanted| *wanted != before || self.listens_in_vain) else { return };
+        match listen::change(&self.listeners, &before.all(), &wanted.all()) {
+            Ok(listeners) => {
+                self.listeners = listeners;
+                self.listens_in_vain = false;
+                (self.config.listen, self.config.http_listen) = (wanted.https, wanted.plain);
+                (self.config.keep)(&self.listeners);
+                self.tell(ProxyEvent::Listens { addresses: local_addresses(&self.listeners) }).await;
+            }
+            Err(error) => {
+                self.listens_in_vain = true;
+                self.tell(ProxyEvent::Refused { why: format!("{error}; it is listened where it was") }).await;
+            }
+        }
+    }
+
     /// A new proxy on `side`, up and said so.
     async fn bear(&mut self, side: Side) -> Result<Proxy, SupervisorError> {
+        self.listen_anew().await;
         let settings = self.settings(side);
         let activity = self.config.activity.share()?;
         let mut descriptors: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
@@ -304,6 +329,7 @@ impl Keeper {
     }
 
     async fn send_settings(&mut self, proxy: &Proxy) -> Result<(), SupervisorError> {
+        self.listen_anew().await;
         let settings = self.settings(proxy.side);
         let activity = self.config.activity.share()?;
         let mut descriptors: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
