@@ -162,6 +162,7 @@ impl Term {
             exe: THIS_PROGRAM.into(),
             listen: desired.proxy.listen.clone(),
             http_listen: desired.proxy.http_listen.clone(),
+            keep: systemd::store,
             kept: kept_listeners,
             routes,
             activity,
@@ -174,7 +175,6 @@ impl Term {
         })
         .await?;
         agent.listens_on(&supervisor.addresses());
-        systemd::store(supervisor.listeners());
         let (questions, asked) = mpsc::channel(16);
         let (ask_upgrade, upgrades) = mpsc::channel(1);
         let listener = admin::server::bind(&admin::socket(&desired.state_dir)).context("binding the agent's socket")?;

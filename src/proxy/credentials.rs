@@ -12,7 +12,7 @@ use std::{
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 
 use super::{
-    front::{Front, Source, Trusted},
+    front::{Addresses, Front, Source, Trusted},
     settings::{KeyForm, TokenKey},
     token::{self, MintError},
 };
@@ -94,6 +94,7 @@ pub(super) fn front(proxy: &Proxy, source: Source) -> Front {
         public: proxy.public_url.as_ref().and_then(|url| Some(url.parse::<http::Uri>().ok()?.authority()?.as_str().to_owned())),
         source,
         challenges: Vec::new(),
+        addresses: Some(Addresses { https: proxy.listen.clone(), plain: proxy.http_listen.clone() }),
     }
 }
 

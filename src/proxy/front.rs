@@ -1,7 +1,7 @@
 //! Of the proxy's settings, what concerns the way of a client up to its request: whose word on its address is believed, which certificates are
 //! served beside the usual one, and what browsers are told.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,25 @@ pub struct Front {
     pub source: Source,
     /// What an ACME server may come and look for.
     pub challenges: Vec<Challenge>,
+    /// For the agent's side alone, which binds: where to listen. `None`: where it does.
+    #[serde(skip)]
+    pub addresses: Option<Addresses>,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// HTTPS.
+    pub https: Vec<SocketAddr>,
+    /// Plain HTTP.
+    pub plain: Vec<SocketAddr>,
+}
+
+impl Addresses {
+    /// In the order in which they are handed to the proxy.
+    pub(crate) fn all(&self) -> Vec<SocketAddr> {
+        [self.https.as_slice(), &self.plain].concat()
+    }
 }
 
 /// Where a certificate comes from.

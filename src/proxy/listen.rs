@@ -39,6 +39,23 @@ pub(crate) fn listeners(mut held: Vec<TcpListener>, addresses: &[SocketAddr]) ->
     Ok(listeners)
 }
 
+/// Listeners on `wanted`, in their order. Those of `held` that were asked for by the same address (of `addresses`, in the same order) stay, so that
+/// nothing that waits in them is lost; the others are bound.
+///
+/// # Errors
+/// The first address that cannot be had.
+pub(crate) fn change(held: &[TcpListener], addresses: &[SocketAddr], wanted: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
+    let mut free: Vec<_> = addresses.iter().zip(held).collect();
+    let listener = |&address: &SocketAddr| {
+        let bound = match free.iter().position(|(asked, _)| **asked == address) {
+            Some(at) => free.swap_remove(at).1.try_clone(),
+            None => bind(address),
+        };
+        bound.map_err(|source| ListenError { address, source })
+    };
+    wanted.iter().map(listener).collect()
+}
+
 /// The standard library asks for a queue of 128; while a proxy is replaced everybody waits in it. The kernel caps this at
 /// net.core.somaxconn, 4,096 by default.
 const BACKLOG: i32 = 4_096;
@@ -54,6 +71,23 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+
+    #[test]
+    fn a_change_keeps_what_stays_and_closes_what_goes() {
+        let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+        let held = listeners(Vec::new(), &[any, any]).unwrap();
+        let (first, second) = (held[0].local_addr().unwrap(), held[1].local_addr().unwrap());
+        // Two were asked for by the same words, so either of them may stay.
+        let changed = change(&held, &[any, second], &[second, any]).unwrap();
+        let now: Vec<_> = changed.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        assert_eq!(now, [second, first]);
+        let taken = TcpListener::bind(any).unwrap();
+        let error = change(&held, &[any, second], &[any, taken.local_addr().unwrap()]).unwrap_err();
+        assert_eq!(error.address, taken.local_addr().unwrap());
+        drop((held, change(&changed, &[second, any], &[second]).unwrap()));
+        drop(changed);
+        assert!(TcpListener::bind(first).is_ok(), "what goes is closed");
+    }
 
     #[test]
     fn an_address_that_is_taken_is_named_with_a_way_out() {

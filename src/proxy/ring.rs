@@ -152,7 +152,9 @@ fn of_certificate(desired: &Desired, why: &str) -> String {
             let (cert, key) = (tls.cert.display(), tls.key.display());
             format!("[proxy.tls] {cert}, {key}: {why}; put a pair that belongs together there, it is read at once")
         }
-        Proxy { acme: Some(_), .. } => format!("[proxy.acme]: {why}; remove the directory acme/ in the state directory to have one asked for"),
+        Proxy { acme: Some(_), .. } => {
+            format!("[proxy.acme]: {why}; remove the directory acme/ in the state directory to have one asked for")
+        }
         _ => format!("the self-signed certificate: {why}; remove the directory tls/ in the state directory to have one made"),
     }
 }

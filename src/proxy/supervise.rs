@@ -20,11 +20,13 @@ use super::{
     attached::{Proxy, SupervisorError},
     birth::{self, Outfit},
     control::{ToAgent, ToProxy},
+    front::Addresses,
+    listen,
     log_shelf::Shelf,
     retirement::{Escort, Farewell, RETIRE},
     settings::Settings,
     standing::{Reason, Standing, Wanted, control_path, serving, until_silence_ends},
-    supervisor::{NotUp, ProxyEvent, Serving, SupervisorConfig, nudge},
+    supervisor::{NotUp, ProxyEvent, Serving, SupervisorConfig, local_addresses, nudge},
 };
 use crate::framed::send;
 use crate::route::Side;
@@ -50,6 +52,8 @@ pub(super) struct Keeper {
     listeners: Vec<TcpListener>,
     wanted: Wanted,
     serial: u64,
+    /// The settings name an address that could not be had.
+    listens_in_vain: bool,
     /// What the settings of this serial are.
     sent: Option<Arc<Settings>>,
     /// By side: somebody lives there.
@@ -78,7 +82,7 @@ impl Keeper {
     ) -> Self {
         let (leaving, hurry) = (JoinSet::new(), watch::Sender::new(None));
         let shelf = Shelf::new(config.state_dir.clone(), config.access_log.clone());
-        Self { config, listeners, wanted, serial: 0, sent: None, taken: [false; 2], leaving, hurry, outcome, shelf }
+        Self { config, listeners, wanted, serial: 0, listens_in_vain: false, sent: None, taken: [false; 2], leaving, hurry, outcome, shelf }
     }
 
     /// Runs until the agent says stop.
@@ -183,8 +187,29 @@ impl Keeper {
         }
     }
 
+    /// Listens where the settings say from now on. Where that cannot be, all stays as it was, and that is told.
+    async fn listen_anew(&mut self) {
+        let wanted = self.config.settings.borrow().front.addresses.clone();
+        let before = Addresses { https: self.config.listen.clone(), plain: self.config.http_listen.clone() };
+        let Some(wanted) = wanted.filter(|wanted| *wanted != before || self.listens_in_vain) else { return };
+        match listen::change(&self.listeners, &before.all(), &wanted.all()) {
+            Ok(listeners) => {
+                self.listeners = listeners;
+                self.listens_in_vain = false;
+                (self.config.listen, self.config.http_listen) = (wanted.https, wanted.plain);
+                (self.config.keep)(&self.listeners);
+                self.tell(ProxyEvent::Listens { addresses: local_addresses(&self.listeners) }).await;
+            }
+            Err(error) => {
+                self.listens_in_vain = true;
+                self.tell(ProxyEvent::Refused { why: format!("{error}; it is listened where it was") }).await;
+            }
+        }
+    }
+
     /// A new proxy on `side`, up and said so.
     async fn bear(&mut self, side: Side) -> Result<Proxy, SupervisorError> {
+        self.listen_anew().await;
         let settings = self.settings(side);
         let activity = self.config.activity.share()?;
         let mut descriptors: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
@@ -319,6 +344,7 @@ impl Keeper {
     }
 
     async fn send_settings(&mut self, proxy: &Proxy) -> Result<(), SupervisorError> {
+        self.listen_anew().await;
         let settings = self.settings(proxy.side);
         let activity = self.config.activity.share()?;
         let mut descriptors: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();

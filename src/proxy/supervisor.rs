@@ -33,11 +33,13 @@ pub struct SupervisorConfig {
     pub state_dir: PathBuf,
     /// This program.
     pub exe: PathBuf,
-    /// Addresses to listen on. They are bound here and kept open for ever, so that a dead proxy loses no connection that waits; what a
-    /// proxy of an earlier agent holds is taken back from it.
+    /// Addresses to listen on, until the settings name others. They are bound here and kept open, so that a dead proxy loses no connection that
+    /// waits; what a proxy of an earlier agent holds is taken back from it.
     pub listen: Vec<SocketAddr>,
     /// The same for plain HTTP.
     pub http_listen: Vec<SocketAddr>,
+    /// Told what is listened on at the start and at each change: whoever keeps the sockets while neither agent nor proxy lives.
+    pub keep: fn(&[TcpListener]),
     /// Sockets that listen already, kept by whoever supervises the agent.
     pub kept: Vec<TcpListener>,
     /// The route table's descriptor.
@@ -99,6 +101,11 @@ pub enum ProxyEvent {
     },
     /// A token names a kid that no key has.
     UnknownKid,
+    /// It is listened elsewhere from now on.
+    Listens {
+        /// Where, as it came to be.
+        addresses: Vec<SocketAddr>,
+    },
     /// New settings cannot be served by; the last good ones go on.
     Refused {
         /// In words for the operator.
@@ -127,6 +134,11 @@ pub struct NotUp {
     pub still_serving: Option<u32>,
 }
 
+/// Where sockets listen.
+pub(super) fn local_addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+}
+
 /// Places in the channel that nudges leave to news, of which none may be lost.
 const FOR_NEWS: usize = 8;
 
@@ -139,21 +151,16 @@ pub(super) fn nudge(events: &mpsc::Sender<ProxyEvent>, id: TenantId, reason: Nud
 
 /// Holds a running supervisor.
 pub struct SupervisorHandle {
-    listeners: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
     up: watch::Receiver<Option<Result<Serving, NotUp>>>,
     stop: Option<oneshot::Sender<Duration>>,
     task: JoinHandle<()>,
 }
 
 impl SupervisorHandle {
-    /// What is listened on; differs from what was asked for where that was port 0.
+    /// What was listened on at the start; differs from what was asked for where that was port 0.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
-    }
-
-    /// The listening sockets, for whoever keeps them while neither agent nor proxy lives.
-    pub fn listeners(&self) -> &[TcpListener] {
-        &self.listeners
+        self.addresses.clone()
     }
 
     /// Waits for the first proxy of this agent: the new one where one is to be replaced. That takes 5 s at most, or 30 s more where the proxy
@@ -198,8 +205,8 @@ impl Supervisor {
         let kept = std::mem::take(&mut config.kept);
         let listeners =
             listeners(found.listeners.into_iter().chain(kept).collect(), &[config.listen.as_slice(), &config.http_listen].concat())?;
-        // Without a copy there is nothing to keep, and nothing else is lost by it.
-        let shared = listeners.iter().filter_map(|listener| listener.try_clone().ok()).collect();
+        let addresses = local_addresses(&listeners);
+        (config.keep)(&listeners);
         let network = match &config.network {
             Some(network) => network.inode().ok(),
             None => network::own_inode(),
@@ -209,6 +216,6 @@ impl Supervisor {
         let (outcome, up) = watch::channel(None);
         let keeper = Keeper::new(config, listeners, wanted, outcome);
         let task = tokio::spawn(keeper.run(found.sides, stopped));
-        Ok(SupervisorHandle { listeners: shared, up, stop: Some(stop), task })
+        Ok(SupervisorHandle { addresses, up, stop: Some(stop), task })
     }
 }

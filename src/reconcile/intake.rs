@@ -70,12 +70,6 @@ impl Intake {
 /// Keys whose change takes effect only when the agent starts anew, for status and log.
 pub fn pending_restart(started_with: &Desired, now: &Desired) -> Vec<String> {
     let mut keys = Vec::new();
-    if started_with.proxy.listen != now.proxy.listen {
-        keys.push("[proxy] listen".to_owned());
-    }
-    if started_with.proxy.http_listen != now.proxy.http_listen {
-        keys.push("[proxy] http_listen".to_owned());
-    }
     if started_with.isolation != now.isolation {
         keys.push("[agent] isolation".to_owned());
     }

@@ -309,6 +309,11 @@ impl<W: World> Core<W> {
                     self.note_event(None, "proxy_cut", &format!("the replaced proxy (pid {pid}) cut {cut} requests"));
                 }
             }
+            ProxyEvent::Listens { addresses } => {
+                tracing::info!(?addresses, "the proxy listens elsewhere");
+                self.listens_on(&addresses);
+                self.proxy.detail = None;
+            }
             ProxyEvent::Refused { why } => {
                 tracing::error!(why, "the proxy refuses the new settings; the old ones stay in force");
                 self.note_event(None, "settings_refused", &why);

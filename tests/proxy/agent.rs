@@ -164,6 +164,7 @@ async fn a_program_that_is_no_proxy_is_tried_again_ever_more_slowly_and_said() {
         state_dir: dir.path().to_owned(),
         exe: "/bin/false".into(),
         listen: vec![([127, 0, 0, 1], 0).into()],
+        keep: |_| {},
         kept: Vec::new(),
         routes: host.routes().await,
         activity: host.activity.clone(),

@@ -135,6 +135,7 @@ impl Host {
             exe: exe.to_owned(),
             listen: vec![self.address],
             http_listen: self.plain.into_iter().collect(),
+            keep: |_| {},
             kept: Vec::new(),
             routes: self.routes().await,
             activity: self.activity.clone(),

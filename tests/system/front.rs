@@ -1,4 +1,4 @@
-//! Certificates from files: the end of the one in force is said in time, wherever somebody looks.
+//! The front door as tenants.toml changes it: the end of a certificate from files is said in time, and another port is taken at once.
 
 use std::{
     fs,
@@ -13,7 +13,9 @@ use sq_agent::{
     store::Store,
 };
 
-use crate::support::{host::Host, processes};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::{eventually, free_port, host::Host, processes};
 
 const DAY: u64 = 86_400;
 
@@ -37,6 +39,34 @@ fn certificate(status: &Status) -> &CertificateStatus {
 fn events(host: &Host) -> Vec<String> {
     let events = Store::open(&host.state_dir()).unwrap().store.events(1_000).unwrap();
     events.into_iter().rev().map(|event| event.kind).filter(|kind| kind.starts_with("certificate_")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_port_is_listened_on_as_soon_as_the_file_says_so() {
+    let mut host = Host::start(&["ada"]).await;
+    let (old, pid) = (host.user("ada"), host.settled().await.proxy.pid);
+    let (https, plain) = (free_port(), free_port());
+    host.edit(|wanted| {
+        wanted.https = https;
+        wanted.proxy = format!("http_listen = [\"127.0.0.1:{plain}\"]");
+    });
+    let listens = [https, plain].map(|port| format!("127.0.0.1:{port}"));
+    let status = host.until("it listens there", |status| status.proxy.listen == listens).await;
+    assert_eq!((status.proxy.pid, status.agent.pending_restart.len()), (pid, 0), "the same proxy, and nothing waits for a restart");
+    assert_eq!(host.user("ada").get("/api/v2/version?p=x").await.status, 200);
+    assert!(TcpStream::connect(("127.0.0.1", plain)).await.is_ok());
+    eventually("the old port is closed", async || TcpStream::connect(old.client.address()).await.is_err()).await;
+
+    // One that is taken changes nothing.
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    host.edit(|wanted| wanted.https = port);
+    let status = host.until("it is refused", |status| status.proxy.detail.is_some()).await;
+    assert!(status.proxy.detail.as_ref().unwrap().contains(&format!("cannot listen on 127.0.0.1:{port}")), "{status:#?}");
+    host.wanted.https = https;
+    assert_eq!(host.user("ada").get("/api/v2/version?p=x").await.status, 200, "where it was");
+    host.edit(|wanted| wanted.https = https);
+    host.until("all is well again", |status| status.proxy.detail.is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
