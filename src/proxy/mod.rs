@@ -9,7 +9,7 @@ mod access_log;
 mod answer;
 mod arrival;
 mod attached;
-mod auth;
+pub(crate) mod auth;
 mod birth;
 mod build;
 mod classify;
