@@ -148,4 +148,14 @@ mod tests {
         assert_eq!(stream.len(), MAX_REST + 1);
         assert!(matches!(read(&mut &long[..10]).await, Err(BadHeader::Read(_))));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_follows_the_signature_is_read_whole_or_refused(rest in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64)) {
+            let bytes = [SIGNATURE.as_slice(), &rest].concat();
+            if parse(&bytes).is_ok() {
+                proptest::prop_assert!(matches!(bytes[12], 0x20 | 0x21) && bytes.len() == FIXED + usize::from(bytes[15]));
+            }
+        }
+    }
 }
