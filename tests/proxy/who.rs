@@ -108,7 +108,8 @@ async fn everything_that_is_no_good_token_gets_401_and_says_why() {
         ("another scheme", format!("Basic {signed}"), "must read: Bearer"),
         ("a bare token", signed.clone(), "must read: Bearer"),
         ("an unknown API key", KEY.to_owned(), "no tenant of this server has this API key"),
-        ("half an API key", bearer(KEY[..20].to_owned()), "that is no API key"),
+        ("half an API key", bearer(KEY[..20].to_owned()), "no tenant of this server has this API key"),
+        ("an API key and more", bearer(format!("{KEY}, x")), "that is no API key"),
     ];
     let mut session = host.client().connect(Http::Two).await.unwrap();
     for (what, value, why) in rows {
