@@ -427,6 +427,10 @@ impl Engine {
             if calm_since.is_some_and(|since| state.now >= since + CALM) {
                 return;
             }
+            if state.now > limit + CALM {
+                drop(state);
+                return self.state.borrow_mut().broken("as desired, and not at rest".to_owned());
+            }
         }
     }
 

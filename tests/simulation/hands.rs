@@ -149,7 +149,8 @@ impl World for SimWorld {
     }
 
     fn renew_settings(&mut self, _desired: &Desired) -> Vec<String> {
-        self.act(Call::RenewSettings, |_| Vec::new())
+        // Files are read at each look, and nothing is handed on where none has changed.
+        self.ask_of(Call::RenewSettings, |_| Vec::new())
     }
 
     fn renew_key_sets(&mut self) {}
