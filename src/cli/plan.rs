@@ -22,7 +22,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  sq-agent plan                                          # this file against what runs\n  sq-agent plan tenants.toml --against old/tenants.toml  # two files, no agent needed\n  sq-agent plan --against origin/main:tenants.toml --format markdown --host-memory 4G   # for a pull request\n\nExit: 0 nothing would change, 2 something would, 1 error."
+    after_help = "Example:\n  sq-agent plan                                          # this file against what runs\n  sq-agent plan tenants.toml --against old/tenants.toml  # two files, no agent needed\n  sq-agent plan --against origin/main:tenants.toml --format markdown --host-memory 4G --host-disk 80G   # for a pull request\n\nExit: 0 nothing would change, 2 something would, 1 error."
 )]
 pub(super) struct Args {
     /// The file that is wanted [default: the one in use]
@@ -36,6 +36,9 @@ pub(super) struct Args {
     /// Memory of the host for which it is meant, as 4G [default: that of this machine]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     host_memory: Option<u64>,
+    /// Its disk, as 80G [default: that of the state directory, or of this one]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    host_disk: Option<u64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -83,7 +86,10 @@ pub(super) fn run(args: &Args, find: impl FnOnce() -> anyhow::Result<PathBuf>) -
     if args.format == Format::Text && !args.json {
         print(&changes, held.as_ref(), args.against.is_none());
     } else {
-        let capacity = Capacity { memory: args.host_memory.map_or_else(memory, Ok)? };
+        let capacity = Capacity {
+            memory: args.host_memory.map_or_else(memory, Ok)?,
+            disk: args.host_disk.map_or_else(|| disk(&wanted.state_dir), Ok)?,
+        };
         let review = Review::of(&observed, &wanted, changes, held, capacity);
         match args.format {
             Format::Markdown => anstream::print!("{}", review.markdown()),
@@ -100,6 +106,12 @@ fn read(file: &Path) -> Option<Desired> {
             anstream::eprintln!("{}", rejected.render(super::colour_on_stderr()));
         })
         .ok()
+}
+
+/// Size of the file system of `state_dir`, where that is there, else of the current directory, bytes.
+fn disk(state_dir: &Path) -> anyhow::Result<u64> {
+    let found = rustix::fs::statvfs(state_dir).or_else(|_| rustix::fs::statvfs(".")).context("asking for the size of the disk")?;
+    Ok(found.f_blocks.saturating_mul(found.f_frsize))
 }
 
 /// What to compare with: a file, or what git has under REVISION:PATH.

@@ -22,6 +22,8 @@ const LISTED: usize = 50;
 pub struct Capacity {
     /// Memory, bytes.
     pub memory: u64,
+    /// The disk of the state directory, bytes.
+    pub disk: u64,
 }
 
 /// What a desired state promises its tenants, those that are suspended left out.
@@ -33,16 +35,27 @@ pub struct Promised {
     pub memory: u64,
     /// Tenants without a `memory_max`.
     pub unlimited: usize,
+    /// Sum of `storage_max`, bytes.
+    pub storage: u64,
+    /// Tenants without a `storage_max`.
+    pub storage_unlimited: usize,
 }
 
 impl Promised {
     /// To `tenants`.
     fn to<'a>(tenants: impl Iterator<Item = &'a Tenant>) -> Self {
-        tenants.filter(|tenant| !tenant.suspended).fold(Self { tenants: 0, memory: 0, unlimited: 0 }, |sum, tenant| Self {
-            tenants: sum.tenants + 1,
-            memory: sum.memory.saturating_add(tenant.limits.memory_max.unwrap_or(0)),
-            unlimited: sum.unlimited + usize::from(tenant.limits.memory_max.is_none()),
-        })
+        let mut sum = Self { tenants: 0, memory: 0, unlimited: 0, storage: 0, storage_unlimited: 0 };
+        for tenant in tenants {
+            // The data of one that is suspended stay.
+            sum.storage = sum.storage.saturating_add(tenant.limits.storage_max.unwrap_or(0));
+            sum.storage_unlimited += usize::from(tenant.limits.storage_max.is_none());
+            if !tenant.suspended {
+                sum.tenants += 1;
+                sum.memory = sum.memory.saturating_add(tenant.limits.memory_max.unwrap_or(0));
+                sum.unlimited += usize::from(tenant.limits.memory_max.is_none());
+            }
+        }
+        sum
     }
 }
 
@@ -106,6 +119,15 @@ impl Review {
                 ratio(promised, has)
             ));
         }
+        let (promised, has) = (self.after.storage, self.capacity.disk);
+        if promised > has && promised > self.before.storage {
+            warn(format!(
+                "the disk is over-committed: {} promised, the host has {} ({:.1}x)",
+                size(promised),
+                size(has),
+                ratio(promised, has)
+            ));
+        }
         if self.after.unlimited > self.before.unlimited {
             warn(format!(
                 "{} without `memory_max`: one of them can take all of the host's memory",
@@ -148,12 +170,15 @@ impl Review {
         }
         let _ = write!(
             out,
-            "\n| | before | after | the host has |\n|---|---|---|---|\n| tenants that run | {} | {} | |\n| memory promised | {} | {} | {} |\n",
+            "\n| | before | after | the host has |\n|---|---|---|---|\n| tenants that run | {} | {} | |\n| memory promised | {} | {} | {} |\n| storage promised | {} | {} | {} |\n",
             self.before.tenants,
             self.after.tenants,
-            self.before.memory_text(),
-            self.after.memory_text(),
+            sum(self.before.memory, self.before.unlimited),
+            sum(self.after.memory, self.after.unlimited),
             size(self.capacity.memory),
+            sum(self.before.storage, self.before.storage_unlimited),
+            sum(self.after.storage, self.after.storage_unlimited),
+            size(self.capacity.disk),
         );
         if let Some(hash) = &self.hash {
             let _ = writeln!(out, "\nPlan hash of the removals: `{hash}`");
@@ -162,10 +187,12 @@ impl Review {
     }
 }
 
-impl Promised {
-    fn memory_text(&self) -> String {
-        let unlimited = if self.unlimited > 0 { format!(" + {} unlimited", self.unlimited) } else { String::new() };
-        format!("{}{unlimited}", size(self.memory))
+/// What is promised to those who have a limit, and how many have none.
+fn sum(bytes: u64, unlimited: usize) -> String {
+    match (bytes, unlimited) {
+        (0, unlimited) if unlimited > 0 => format!("{unlimited} without a limit"),
+        (bytes, 0) => size(bytes),
+        (bytes, unlimited) => format!("{} + {unlimited} without a limit", size(bytes)),
     }
 }
 
@@ -218,7 +245,7 @@ mod tests {
         let actions = plan::plan(&after, &observed, Moment::default());
         let changes = diff::changes(&after, &observed, &actions);
         let held = actions.into_iter().find_map(|action| if let Action::Hold(held) = action { Some(held) } else { None });
-        Review::of(&observed, &after, changes, held, Capacity { memory })
+        Review::of(&observed, &after, changes, held, Capacity { memory, disk: 80 << 30 })
     }
 
     fn tenants(ids: std::ops::Range<u32>, more: &str) -> String {
@@ -228,7 +255,7 @@ mod tests {
     #[test]
     fn a_reviewer_sees_who_comes_and_goes_and_what_is_promised() {
         let before = tenants(0..3, "");
-        let after = format!("{}[[tenants]]\nid = \"big\"\nmemory_max = \"2G\"\n", tenants(1..3, ""));
+        let after = format!("{}[[tenants]]\nid = \"big\"\nmemory_max = \"2G\"\nstorage_max = \"1G\"\n", tenants(1..3, ""));
         let review = review(&before, &after, 1 << 30);
         let text = review.markdown();
         for part in [
@@ -236,6 +263,7 @@ mod tests {
             "**Removed (data stay)** (1)\n\n- `t0`",
             "| tenants that run | 3 | 3 | |",
             "| memory promised | 60M | 2.0G | 1.0G |",
+            "| storage promised | 3 without a limit | 1.0G + 2 without a limit | 80.0G |",
             "1 tenant is removed",
             "memory is over-committed: 2.0G promised, the host has 1.0G (2.0x)",
             "Plan hash of the removals: `",
@@ -260,6 +288,6 @@ mod tests {
         assert!(same.markdown().contains("Nothing would change.") && same.warnings.is_empty() && same.hash.is_none());
         let unlimited = review(&tenants(0..1, ""), &tenants(0..1, "memory_max = \"none\""), 1 << 30);
         assert!(unlimited.warnings[0].contains("without `memory_max`"), "{:?}", unlimited.warnings);
-        assert!(unlimited.markdown().contains("| 20M | 0K + 1 unlimited |"), "{}", unlimited.markdown());
+        assert!(unlimited.markdown().contains("| 20M | 1 without a limit |"), "{}", unlimited.markdown());
     }
 }
