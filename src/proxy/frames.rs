@@ -7,15 +7,17 @@
 //! Only the nine bytes before each frame are read (RFC 9113 section 4.1), whose layout is fixed, so nothing here can be of another opinion than h2.
 
 use std::{
+    future::Future as _,
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Instant,
+    time::{Instant, Sleep, sleep},
 };
 
 use super::connection::State;
@@ -40,6 +42,9 @@ const UPLOADED: u64 = 64;
 
 /// Bytes of answers that pay for one frame: clients open their windows by what they have read, the eagerest after each kilobyte.
 const ANSWERED: u64 = 256;
+
+/// After the last word of a connection its client may still send for so long.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What every client of HTTP/2 says first.
 const PREFACE: u32 = 24;
@@ -171,11 +176,13 @@ pub(crate) struct Metered<S> {
     stream: S,
     state: Arc<State>,
     frames: Frames,
+    /// The last word is out.
+    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Metered<S> {
     pub(crate) fn new(stream: S, state: Arc<State>) -> Self {
-        Self { stream, state, frames: Frames::new(Instant::now()) }
+        Self { stream, state, frames: Frames::new(Instant::now()), lingering: None }
     }
 }
 
@@ -190,7 +197,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         if let Poll::Ready(Ok(written)) = &result {
@@ -216,14 +223,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        }
+        // A request may have been sent before its client saw the GOAWAY. To close on it would reset the connection, and a client that meets that
+        // while it writes the body never reads that its request was not taken (RFC 9112 section 9.6 has the same of HTTP/1.1).
+        let timer = this.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut scratch = [0; 4 * 1024];
+        loop {
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                // However it ends: the last word is out.
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {

@@ -14,6 +14,7 @@ use super::{
     busy::Busy,
     client::{Answer, AnyBody, Client, Connection, Http, full, request},
     fake::{Fake, Seen},
+    frames::{ACK, DATA, END_HEADERS, GOAWAY, HEADERS, PING, Raw, block, frame},
     host::{Host, ready, row},
     load::{Habit, Load},
     support::{DEADLINE, eventually},
@@ -121,6 +122,42 @@ async fn a_kept_connection_is_told_to_end_by_its_next_answer_and_not_before() {
     let Connection::Two(sender) = multiplexed else { panic!() };
     eventually("GOAWAY has ended it", async || sender.is_closed()).await;
     assert_eq!(retired(&host).await.1, Some(0));
+    host.stop().await;
+}
+
+/// By RFC 9113 (6.8) a client sends anew what a GOAWAY names as not taken. It must be able to read that, also while it still writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_crosses_a_goaway_is_told_that_it_was_not_taken() {
+    let (mut host, alice) = Alice::on_a_host().await;
+    let mut raw = Raw::connect(&host).await;
+    let bearer = format!("Bearer {}", host.token("alice"));
+    let fields = |method, path| {
+        [(":method", method), (":scheme", "https"), (":path", path), (":authority", "x"), ("authorization", bearer.as_str())]
+    };
+    assert_eq!(raw.ask(1, &fields("GET", "/favicon.ico"), None).await.status(), 404);
+    host.agent_that(true).await;
+    // The first GOAWAY takes in everything, until the answer to this PING says that it was seen.
+    let ping = loop {
+        let frame = raw.next().await.expect("a PING after the GOAWAY");
+        if frame.kind == PING && frame.flags & ACK == 0 {
+            break frame;
+        }
+    };
+    raw.send(PING, ACK, 0, &ping.payload).await.unwrap();
+    let request = frame(HEADERS, END_HEADERS, 3, &block(&fields("POST", "/api/v2/update?p=a&c=1.1.1/1.1.1/1.1.1")));
+    raw.send_bytes(&request).await.unwrap();
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(20)).await; // time for a reset to come back
+        raw.send_bytes(&frame(DATA, 0, 3, b"part of a text")).await.expect("the connection is not reset under the client's hands");
+    }
+    let mut last = None;
+    while let Some(frame) = raw.next().await {
+        if frame.kind == GOAWAY {
+            last = Some(u32::from_be_bytes(frame.payload[..4].try_into().unwrap()));
+        }
+    }
+    assert_eq!(last, Some(1), "what was not taken is named");
+    drop(alice);
     host.stop().await;
 }
 
