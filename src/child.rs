@@ -1,6 +1,7 @@
 //! Another program, run to its end: by a deadline, and as long as somebody wants it.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{self, Read as _, Seek as _},
     process::{Child, Command, ExitStatus, Stdio},
@@ -18,6 +19,22 @@ use rustix::{
 const POLL: Duration = Duration::from_millis(20);
 /// For cleaning up when it is told to end: restic removes its lock, git its half-written files.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// What of the agent's own environment a program that reaches over the network may need, by ssh or a proxy; no secret of the agent's is among it.
+const PASSED_ON: [&str; 12] = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "SSH_AUTH_SOCK",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+];
 
 /// Tells a run to break off, and is what it waits on.
 #[derive(Debug, Clone, Default)]
@@ -103,6 +120,11 @@ impl From<io::Error> for NotRun {
     fn from(error: io::Error) -> Self {
         Self::Failed(error)
     }
+}
+
+/// Of the agent's own environment, what such a program is given.
+pub(crate) fn passed_on() -> impl Iterator<Item = (OsString, OsString)> {
+    PASSED_ON.iter().filter_map(|&name| Some((name.into(), std::env::var_os(name)?)))
 }
 
 /// Runs `program`, without input, for at most `patience`. Blocks.

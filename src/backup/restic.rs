@@ -22,21 +22,6 @@ pub(super) const LONGEST: Duration = Duration::from_secs(24 * 3_600);
 pub(super) const QUESTION: Duration = Duration::from_secs(5 * 60);
 /// A lock may stand in the way that a killed restic left, and one counts as living until somebody has reaped it; or another host's that is let go soon.
 const UNLOCK_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(8)];
-/// What of the agent's own environment restic and its ssh may need; no secret of the agent's is among it.
-const PASSED_ON: [&str; 12] = [
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "TMPDIR",
-    "SSH_AUTH_SOCK",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-];
 
 /// restic and one repository.
 #[derive(Debug)]
@@ -58,7 +43,6 @@ impl Restic {
     pub fn new(backup: &Backup, state_dir: &Path, exe: Option<PathBuf>, cancel: Cancel) -> Result<Self, ResticError> {
         env_file::check_private(&backup.password_file)?;
         let own = backup.env_file.as_deref().map(env_file::read).transpose()?.unwrap_or_default();
-        let passed = PASSED_ON.iter().filter_map(|&name| Some((OsString::from(name), std::env::var_os(name)?)));
         let cache = place(state_dir).join("cache");
         let ours: [(&str, &OsStr); 6] = [
             ("RESTIC_REPOSITORY", backup.repository.as_ref()),
@@ -71,7 +55,7 @@ impl Restic {
             // Where sftp asks for a password, it must fail instead of waiting.
             ("SSH_ASKPASS_REQUIRE", "never".as_ref()),
         ];
-        let environment = passed
+        let environment = child::passed_on()
             .chain(own.iter().map(|(key, value)| (key.into(), value.into())))
             .chain(ours.map(|(key, value)| (key.into(), value.to_owned())))
             .collect();

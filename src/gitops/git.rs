@@ -22,20 +22,6 @@ const FETCH: Duration = Duration::from_secs(60);
 const QUESTION: Duration = Duration::from_secs(20);
 /// Where the head of the branch is kept.
 const HEAD: &str = "refs/sq-agent/head";
-/// What of the agent's own environment git and its ssh may need; no secret of the agent's is among it.
-const PASSED_ON: [&str; 11] = [
-    "PATH",
-    "USER",
-    "LOGNAME",
-    "TMPDIR",
-    "SSH_AUTH_SOCK",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-];
 
 /// Why git could not do it. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +38,19 @@ pub(super) enum GitError {
     NotWritable { file: PathBuf, error: io::Error },
     #[error(transparent)]
     File(#[from] FileError),
+    /// Nothing is wrong with git: it is the commit that cannot be applied.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+impl GitError {
+    /// Where git said no to a question about a commit, the commit is at fault, as `why` words it. A git that gave no answer says nothing of it.
+    fn unfit(self, why: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Said { .. } => Self::Unfit(why(self.to_string())),
+            other => other,
+        }
+    }
 }
 
 /// A commit, for people.
@@ -92,11 +91,10 @@ impl Git {
         fs::create_dir_all(&home).map_err(failed("making", &home))?;
         let token = source.token_file.as_ref().map(|file| fs::read_to_string(file).map_err(failed("reading", file))).transpose()?;
         let token = token.map(|token| token.trim().to_owned());
-        let passed = PASSED_ON.iter().filter_map(|&name| Some((OsString::from(name), std::env::var_os(name)?)));
         let mut config = settings(source.verify.as_deref());
         config.extend(token.as_ref().map(|token| ("http.extraHeader", format!("Authorization: Basic {}", basic(token)))));
-        let mut environment: Vec<(OsString, OsString)> = passed.collect();
-        // An empty home has no settings, no credentials and no keys but those that are named here.
+        let mut environment: Vec<(OsString, OsString)> = child::passed_on().collect();
+        // Instead of the agent's: an empty home has no settings, no credentials and no keys but those that are named here.
         environment.extend([("HOME", home.as_os_str()), ("GIT_CONFIG_GLOBAL", "/dev/null".as_ref())].map(|(k, v)| (k.into(), v.into())));
         environment.extend(
             [
@@ -174,26 +172,32 @@ impl Git {
     }
 
     /// Whether `newer` was made on top of `older`. A commit that is not there (the branch was rewritten, the copy is new) is nobody's ancestor.
-    pub(super) fn is_ancestor(&self, older: &str, newer: &str) -> bool {
-        self.run(&["merge-base", "--is-ancestor", older, newer], QUESTION).is_ok()
+    pub(super) fn is_ancestor(&self, older: &str, newer: &str) -> Result<bool, GitError> {
+        match self.run(&["merge-base", "--is-ancestor", older, newer], QUESTION) {
+            Ok(_) => Ok(true),
+            Err(GitError::Said { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Fails unless a known key signed `commit`.
-    pub(super) fn verify(&self, commit: &str) -> Result<(), GitError> {
-        self.run(&["verify-commit", commit], QUESTION).map(drop)
+    /// Fails unless one of `keys`, those that git was set up with, signed `commit`.
+    pub(super) fn verify(&self, commit: &str, keys: &Path) -> Result<(), GitError> {
+        self.run(&["verify-commit", commit], QUESTION)
+            .map(drop)
+            .map_err(|error| error.unfit(|said| format!("no key of {} signed it ({said}): sign it, or add its key there", keys.display())))
     }
 
-    /// The file at `path` in `commit`; `None` where there is none.
-    pub(super) fn file(&self, commit: &str, path: &str) -> Result<Option<Vec<u8>>, GitError> {
+    /// The file at `path` in `commit`.
+    pub(super) fn file(&self, commit: &str, path: &str) -> Result<Vec<u8>, GitError> {
         let object = format!("{commit}:{path}");
-        let Ok(size) = self.run(&["cat-file", "-s", &object], QUESTION) else { return Ok(None) };
+        let none = |_| format!("it has no file {path}: is `path` under [gitops] right?");
+        let size = self.run(&["cat-file", "-s", &object], QUESTION).map_err(|error| error.unfit(none))?;
         let size = String::from_utf8_lossy(&size).trim().parse::<u64>().unwrap_or(u64::MAX);
         if size > MAX_FILE {
-            let said = format!("{path} has {size} bytes, more than {MAX_FILE}");
-            return Err(GitError::Said { command: "cat-file".into(), said, remedy: ": split the tenants over several hosts" });
+            return Err(GitError::Unfit(format!("{path} has {size} bytes, more than {MAX_FILE}: split the tenants over several hosts")));
         }
         // A directory, or a link to a file elsewhere, is no blob of text.
-        self.run(&["cat-file", "blob", &object], QUESTION).map(Some)
+        self.run(&["cat-file", "blob", &object], QUESTION).map_err(|error| error.unfit(|said| said))
     }
 
     fn run(&self, arguments: &[&str], patience: Duration) -> Result<Vec<u8>, GitError> {

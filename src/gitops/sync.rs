@@ -16,7 +16,7 @@ use super::{
 use crate::{
     child::{Cancel, Running},
     crash_point,
-    desired::{self, Desired, GitOps},
+    desired::{self, Desired, GitOps, Rejected},
     file::{self, FileError, failed},
     store::{rfc3339, unix_now},
 };
@@ -41,19 +41,16 @@ pub fn start(job: Job, file: PathBuf, state_dir: PathBuf, report: impl FnOnce(Re
 pub fn first(source: &GitOps, file: &Path) -> Result<Commit, String> {
     let place = file.with_extension("gitops");
     let fetched = (|| {
-        let git = Git::new(source, &place, Cancel::default()).map_err(|error| error.to_string())?;
-        let head = git.fetch(&source.branch).map_err(|error| error.to_string())?;
+        let git = Git::new(source, &place, Cancel::default())?;
+        let head = git.fetch(&source.branch)?;
         let text = candidate(&git, &head, source)?;
-        let desired = desired::load_candidate(&text, file).map_err(|rejected| rejected.to_string())?;
-        if desired.gitops.is_none() {
-            return Err(no_gitops(source));
-        }
-        put(file, &text).map_err(|error| error.to_string())?;
+        meant(&text, source, file, Rejected::to_string)?;
+        put(file, &text)?;
         Ok(head)
     })();
     // It is fetched again into the state directory, which was not known before.
     let _ = file::remove_tree(&place);
-    fetched
+    fetched.map_err(|error: GitError| error.to_string())
 }
 
 fn look(job: &Job, file: &Path, state_dir: &Path, cancel: &Cancel) -> Result<Outcome, GitError> {
@@ -63,53 +60,53 @@ fn look(job: &Job, file: &Path, state_dir: &Path, cancel: &Cancel) -> Result<Out
     let head = git.fetch(&source.branch)?;
     crash_point::reached("gitops.fetched");
     if let Some(applied) = job.applied.as_ref().filter(|applied| **applied != head.id && !job.accept_rewrite)
-        && !git.is_ancestor(applied, &head.id)
+        && !git.is_ancestor(applied, &head.id)?
     {
         return Ok(Outcome::Rewritten(head));
     }
-    let text = match candidate(&git, &head, source) {
-        Ok(text) => text,
-        Err(why) => return Ok(Outcome::Refused(head, why)),
-    };
+    match apply(job, &git, &head, &place, file) {
+        Err(GitError::Unfit(why)) => Ok(Outcome::Refused(head, why)),
+        outcome => outcome,
+    }
+}
+
+/// Puts in place what `head` says.
+fn apply(job: &Job, git: &Git, head: &Commit, place: &Path, file: &Path) -> Result<Outcome, GitError> {
+    let commit = head.clone();
+    let text = candidate(git, head, &job.source)?;
     let standing = fs::read_to_string(file).ok();
     if standing.as_deref() == Some(text.as_str()) {
-        return Ok(Outcome::InPlace(head, desired::hash(&text)));
+        return Ok(Outcome::InPlace(commit, desired::hash(&text)));
     }
-    if let Err(why) = accept(job, &text, file) {
-        return Ok(Outcome::Refused(head, why));
-    }
+    let new = meant(&text, &job.source, file, Rejected::summary)?;
+    job.in_force.may_become(&new).map_err(GitError::Unfit)?;
     // What stands there and came from no commit was written by a person: it is kept.
     let edited = standing.filter(|standing| job.applied_hash.as_ref() != Some(&desired::hash(standing)));
-    let aside = edited.map(|edited| keep_aside(&place, &edited)).transpose()?;
+    let aside = edited.map(|edited| keep_aside(place, &edited)).transpose()?;
     put(file, &text)?;
     crash_point::reached("gitops.put");
-    Ok(Outcome::Put { commit: head, hash: desired::hash(&text), aside })
+    Ok(Outcome::Put { commit, hash: desired::hash(&text), aside })
 }
 
-/// The text of the desired state in `head`, if `head` may be applied; else why not.
-fn candidate(git: &Git, head: &Commit, source: &GitOps) -> Result<String, String> {
+/// The text of the desired state in `head`, if a known key signed `head`.
+fn candidate(git: &Git, head: &Commit, source: &GitOps) -> Result<String, GitError> {
     if let Some(keys) = &source.verify {
-        git.verify(&head.id).map_err(|error| format!("no key of {} signed it ({error}): sign it, or add its key there", keys.display()))?;
+        git.verify(&head.id, keys)?;
     }
-    let bytes = git.file(&head.id, &source.path).map_err(|error| error.to_string())?;
-    let bytes = bytes.ok_or_else(|| format!("it has no file {}: is `path` under [gitops] right?", source.path))?;
-    String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", source.path))
+    let bytes = git.file(&head.id, &source.path)?;
+    String::from_utf8(bytes).map_err(|_| GitError::Unfit(format!("{} is not UTF-8", source.path)))
 }
 
-/// Whether `text` can be put in force; else why not.
-fn accept(job: &Job, text: &str, file: &Path) -> Result<(), String> {
-    let new: Desired = desired::load_candidate(text, file).map_err(|rejected| rejected.summary())?;
-    if new.gitops.is_none() {
-        return Err(no_gitops(&job.source));
+/// What `text` would mean at `file`, if it can; `told` words why not.
+fn meant(text: &str, source: &GitOps, file: &Path, told: fn(&Rejected) -> String) -> Result<Desired, GitError> {
+    let desired = desired::load_candidate(text, file).map_err(|rejected| GitError::Unfit(told(&rejected)))?;
+    if desired.gitops.is_none() {
+        return Err(GitError::Unfit(format!(
+            "its {} has no [gitops], which would cut this host off from its repository: write [gitops] with url = {:?} into it",
+            source.path, source.url
+        )));
     }
-    job.in_force.may_become(&new)
-}
-
-fn no_gitops(source: &GitOps) -> String {
-    format!(
-        "its {} has no [gitops], which would cut this host off from its repository: write [gitops] with url = {:?} into it",
-        source.path, source.url
-    )
+    Ok(desired)
 }
 
 /// Keeps a text that a person wrote, under the time of now.
