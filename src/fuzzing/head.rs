@@ -65,14 +65,14 @@ pub fn connection(bytes: &[u8], step: usize) {
     }
 }
 
-/// A head alone: what is judged whole is what httparse takes for whole, and judging it twice says the same.
+/// A head alone: its end is found at the same place whole and in pieces, and it is judged.
 pub fn alone(bytes: &[u8]) {
     let mut search = Search::new();
     let Ok(Some(end)) = search.end(bytes) else { return };
     let mut slowly = Search::new();
     let found = (0..=end).find_map(|so_far| slowly.end(&bytes[..so_far]).unwrap_or_else(|error| panic!("only in pieces: {error}")));
     assert_eq!(found, Some(end));
-    assert_eq!(head::check(&bytes[..end]), head::check(&bytes[..end]));
+    let _ = head::check(&bytes[..end]);
 }
 
 /// Both ends of a connection in memory.

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     guard::Durability,
-    route::{RouteLimits, RouteState, Row, TableReader, TableWriter},
+    route::{RouteLimits, RouteState, Row, TableReader, TableWriter, Writes},
 };
 
 /// Longest that any look may take: all tries over a table without one empty row take a hundredth of it.
@@ -33,8 +33,17 @@ impl Table {
     fn new() -> Self {
         let path = std::env::temp_dir().join(format!("sq-agent-fuzz-table-{}", std::process::id()));
         let _ = fs::remove_file(&path);
-        let limits =
-            RouteLimits { interval_ns: 1, burst: 2, concurrency: 3, queue: 4, body_max: 5, memory_max: 6, durability: Durability::Off };
+        let limits = RouteLimits {
+            interval_ns: 1,
+            burst: 2,
+            requests_per_day: 7,
+            concurrency: 3,
+            queue: 4,
+            body_max: 5,
+            memory_max: 6,
+            storage_max: 8,
+            durability: Durability::Off,
+        };
         let row = |id: &str, slot: u32| Row {
             id: id.into(),
             port: 10_001,
@@ -43,6 +52,7 @@ impl Table {
             slot,
             tokens_valid_after: 0,
             limits,
+            writes: Writes::OverStorage { used: 9 },
             api_keys: vec![[u8::try_from(slot).unwrap_or(0) + 7; 32]],
         };
         let mut writer = TableWriter::open(&path).unwrap_or_else(|error| panic!("{error}"));

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use aws_lc_rs::hmac;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, header};
 
 use crate::{
@@ -42,25 +43,13 @@ pub fn as_sent(value: &[u8]) {
 
 /// A token of this header and these claims, signed as it should be.
 pub fn signed(header: &[u8], claims: &[u8]) {
-    let message = format!("{}.{}", base64url(header), base64url(claims));
+    let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &SECRET), message.as_bytes());
-    as_sent(format!("Bearer {message}.{}", base64url(tag.as_ref())).as_bytes());
+    as_sent(format!("Bearer {message}.{}", URL_SAFE_NO_PAD.encode(tag.as_ref())).as_bytes());
 }
 
 fn is_signed(token: &[u8]) -> bool {
     let Some(end) = token.iter().rposition(|&byte| byte == b'.') else { return false };
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &SECRET), &token[..end]);
-    base64url(tag.as_ref()).as_bytes() == &token[end + 1..]
-}
-
-/// Without padding; a few lines, so that the program itself needs no library for it.
-fn base64url(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let letter = |bits: u32| char::from(LETTERS[(bits & 63) as usize]);
-    let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let bits = three.iter().fold(0, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - three.len()));
-        (0..=three.len()).for_each(|at| text.push(letter(bits >> (18 - 6 * at))));
-    }
-    text
+    URL_SAFE_NO_PAD.encode(tag.as_ref()).as_bytes() == &token[end + 1..]
 }
