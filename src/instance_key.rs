@@ -2,7 +2,7 @@
 
 use aws_lc_rs::hmac;
 
-use crate::{desired::TenantId, secret::Secret};
+use crate::{desired::TenantId, digest::hex, secret::Secret};
 
 /// Derives the `--key` of one start of one tenant's instance: 64 lower-case hex digits (sq forbids `:` and the empty key).
 ///
@@ -16,7 +16,7 @@ pub fn derive(instance_secret: &Secret, id: &TenantId, epoch: u64) -> String {
     context.update(id.as_str().as_bytes());
     context.update(b"\0");
     context.update(&epoch.to_le_bytes());
-    context.sign().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(context.sign().as_ref())
 }
 
 #[cfg(test)]

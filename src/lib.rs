@@ -11,7 +11,9 @@ pub mod cli;
 pub mod crash_point;
 pub mod daemon;
 pub mod desired;
+pub(crate) mod digest;
 pub mod doctor;
+pub(crate) mod fetch;
 pub mod file;
 pub(crate) mod framed;
 #[cfg(fuzzing)]

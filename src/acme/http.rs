@@ -1,12 +1,14 @@
 //! The way to an ACME server: `instant-acme` over this program's own HTTP client.
 
-use std::{error::Error as StdError, fmt::Write as _, fs, future::Future, path::Path, pin::Pin, time::Duration};
+use std::{error::Error as StdError, fs, future::Future, path::Path, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
-use reqwest::{Certificate, Client, redirect::Policy};
+use reqwest::{Certificate, Client};
+
+use crate::fetch::{self, whole};
 
 /// For one request. Servers answer within a second, some after a few.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,9 +33,9 @@ pub(super) enum HttpError {
 impl Http {
     /// `ca_file` is trusted beside what the host trusts.
     pub(super) fn new(ca_file: Option<&Path>) -> Result<Self, HttpError> {
-        let mut builder = Client::builder().https_only(true).timeout(PATIENCE).redirect(Policy::none());
+        let mut builder = fetch::client(PATIENCE);
         if let Some(path) = ca_file {
-            let bad = |error: &dyn StdError| HttpError::Authority(path.display().to_string(), whole(error));
+            let bad = |error: &(dyn StdError + 'static)| HttpError::Authority(path.display().to_string(), whole(error));
             let pem = fs::read(path).map_err(|error| bad(&error))?;
             for authority in Certificate::from_pem_bundle(&pem).map_err(|error| bad(&error))? {
                 builder = builder.add_root_certificate(authority);
@@ -54,13 +56,7 @@ impl HttpClient for Http {
             let mut answer = http::Response::new(());
             *answer.status_mut() = response.status();
             *answer.headers_mut() = std::mem::take(response.headers_mut());
-            let mut body = Vec::new();
-            while let Some(piece) = response.chunk().await.map_err(other)? {
-                if body.len() + piece.len() > MAX_ANSWER {
-                    return Err(Error::Str("an answer of sane length"));
-                }
-                body.extend_from_slice(&piece);
-            }
+            let body = fetch::body(&mut response, MAX_ANSWER).await.map_err(other)?.ok_or(Error::Str("an answer of sane length"))?;
             Ok(BytesResponse::from(answer.map(|()| Full::new(Bytes::from(body)))))
         })
     }
@@ -69,15 +65,4 @@ impl HttpClient for Http {
 fn other(error: reqwest::Error) -> Error {
     // The address may hold nothing secret: what is asked for stands in the body.
     Error::Other(whole(&error).into())
-}
-
-/// An error with its causes: the outer one alone says little ("error sending request").
-pub(super) fn whole(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -10,10 +10,11 @@ use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 
 use super::{
     files::Files,
-    http::{Http, HttpError, whole},
+    http::{Http, HttpError},
 };
 use crate::{
     desired::{self, Acme},
+    fetch::whole,
     proxy::{credentials::CredentialsError, fits, front::Challenge},
     secret::Secret,
 };

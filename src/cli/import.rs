@@ -10,13 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{
-    desired::PortRange,
-    import::{Gateway, Imported, Options, convert},
-};
-
-/// The default of `[agent] ports`.
-const PORTS: PortRange = PortRange { first: 10_001, last: 19_999 };
+use crate::import::{Gateway, Imported, Options, convert};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -45,7 +39,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let text = fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     let gateway = Gateway::parse(&text).with_context(|| args.file.display().to_string())?;
-    let options = Options { state_dir: args.state_dir.clone(), ports: PORTS, data_root: args.data_root.clone() };
+    let options = Options { state_dir: args.state_dir.clone(), data_root: args.data_root.clone() };
     let imported = convert(gateway, &options);
     if let Some(out) = &args.out {
         // Who has which digest is nobody's business.

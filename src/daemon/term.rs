@@ -25,7 +25,7 @@ use crate::{
         limits, scan,
     },
     proxy::{
-        JoinNetwork, credentials,
+        JoinNetwork,
         ring::Ring,
         supervisor::{Supervisor, SupervisorConfig, SupervisorHandle},
     },
@@ -117,6 +117,7 @@ impl Term {
             tracing::error!(kept = %moved.display(), "instances.db was corrupt: it was moved aside and is rebuilt from what runs");
         }
         let (ring, first_look) = Ring::new(&desired)?;
+        let instance_secret = first_look.settings.instance_secret.clone();
         let (settings_sender, settings) = watch::channel(Arc::new(first_look.settings));
         let in_force = watch::Sender::new(None);
         let (access_log_sender, access_log) = watch::channel(desired.proxy.access_log.clone());
@@ -138,7 +139,7 @@ impl Term {
                 store: opened.store,
                 table,
                 activity: activity.clone(),
-                instance_secret: credentials::instance_secret(&desired.state_dir)?,
+                instance_secret,
                 settings: settings_sender,
                 access_log: access_log_sender,
                 ring,

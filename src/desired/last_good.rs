@@ -18,11 +18,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aws_lc_rs::digest;
 use toml::de::DeTable;
 
-use super::{Desired, Rejected, load::absolute, parse_named, settings::hex};
-use crate::file::write_whole;
+use super::{Desired, Rejected, load::absolute, parse_named};
+use crate::{
+    digest::{hex, sha256},
+    file::write_whole,
+};
 
 /// A copy that could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -112,8 +114,8 @@ fn lenient_state_dir(text: &str) -> Option<PathBuf> {
 }
 
 fn pointer_path(home: &Path, file: &Path) -> PathBuf {
-    let digest = digest::digest(&digest::SHA256, file.as_os_str().as_encoded_bytes());
-    home.join("sq-agent/last-good").join(hex(&digest.as_ref()[..16]))
+    let digest = sha256(file.as_os_str().as_encoded_bytes());
+    home.join("sq-agent/last-good").join(hex(&digest[..16]))
 }
 
 /// Where programs of this user keep state, as the XDG Base Directory Specification has it.

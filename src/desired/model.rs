@@ -421,6 +421,9 @@ pub struct PortRange {
 }
 
 impl PortRange {
+    /// Where the file says nothing.
+    pub const DEFAULT: Self = Self { first: 10_001, last: 19_999 };
+
     /// How many ports there are.
     pub fn count(self) -> usize {
         usize::from(self.last - self.first) + 1

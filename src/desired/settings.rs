@@ -6,8 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aws_lc_rs::digest;
-
 use super::{
     AccessLog, Admin, Alerts, Algorithm, Backup, Desired, GitOps, IsolationMode, JwtKey, KeySource, PortRange, Proxy, Snapshots, SqSource,
     TlsFiles,
@@ -18,9 +16,8 @@ use super::{
     problem::{Finding, Span},
     tenants,
 };
+use crate::digest::{hex, sha256};
 
-/// Where a value of `[agent] ports` left out begins and ends.
-const DEFAULT_PORTS: PortRange = PortRange { first: 10_001, last: 19_999 };
 /// The sq that is run unless the file says otherwise.
 const DEFAULT_SQ: &str = "0.6.0";
 /// Loopback only: to face the network is a decision.
@@ -46,7 +43,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
     let table = |name, section| root.table(name).cloned().unwrap_or_else(|| Fields::none(section));
     let agent = table("agent", &keys::AGENT);
     let state_dir = build.join(&agent.path("state_dir").unwrap_or_else(|| "state".into()));
-    let ports = agent.ports("ports").unwrap_or(DEFAULT_PORTS);
+    let ports = agent.ports("ports").unwrap_or(PortRange::DEFAULT);
     let proxy_fields = table("proxy", &keys::PROXY);
     let proxy = build.proxy(&proxy_fields);
     let admin_fields = root.table("admin");
@@ -80,18 +77,14 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
 
 /// The name of a host that was given none: the same for as long as the state directory stays where it is.
 fn name_of(state_dir: &Path) -> String {
-    let digest = digest::digest(&digest::SHA256, state_dir.as_os_str().as_encoded_bytes());
+    let digest = sha256(state_dir.as_os_str().as_encoded_bytes());
     // 48 bits: two agents of one host meet once in 10^14.
-    hex(&digest.as_ref()[..6])
+    hex(&digest[..6])
 }
 
 /// Names the content of a tenants.toml: SHA-256, lower-case hex.
 pub fn hash(text: &str) -> String {
-    hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref())
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sha256(text.as_bytes()))
 }
 
 impl Build<'_> {

@@ -14,10 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::digest;
 use notify::{EventKind, RecursiveMode, Watcher, event::AccessKind};
 
 use super::debounce::Debounce;
+use crate::digest::sha256;
 
 /// How often it is checked that the watched directories are still those that the path leads through: a directory that
 /// was moved away takes its watch along and sends no event under its old name.
@@ -85,8 +85,7 @@ impl Drop for Watch {
 
 /// SHA-256 of the content of `file`; `None` if it cannot be read.
 pub fn fingerprint(file: &Path) -> Option<[u8; 32]> {
-    let bytes = fs::read(file).ok()?;
-    digest::digest(&digest::SHA256, &bytes).as_ref().try_into().ok()
+    fs::read(file).ok().map(|bytes| sha256(&bytes))
 }
 
 /// Lets through the events that concern one of `names`: the state directory may lie beside the file, full of writes.
@@ -132,6 +131,8 @@ impl Eyes {
                     self.files.truncate(1);
                     self.files.extend(files);
                     recheck = Instant::now();
+                    // They may have changed since they were read, and no watch was on them.
+                    debounce.changed(recheck);
                 }
                 Ok(Wake::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}

@@ -8,8 +8,9 @@ use http::{HeaderMap, HeaderValue, header};
 
 use crate::{
     desired::Algorithm,
+    digest::sha256,
     proxy::{
-        auth::{Authenticator, Keys, Proof, sha256},
+        auth::{Authenticator, Keys, Proof},
         settings::{KeyForm, TokenKey},
     },
     secret::Secret,

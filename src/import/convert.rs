@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::gateway::{Entry, Gateway};
 use crate::{
     desired::{PortRange, TenantId, user_dir},
+    digest::sha256,
     proxy::api_key,
     secret::Secret,
 };
@@ -23,8 +24,6 @@ const SHORT_TOKEN: usize = 16;
 pub struct Options {
     /// `[agent] state_dir` of the new file.
     pub state_dir: PathBuf,
-    /// `[agent] ports` of the new file: a port outside is not kept.
-    pub ports: PortRange,
     /// Where a tenant's data lie below its name, if the file does not say where.
     pub data_root: Option<PathBuf>,
 }
@@ -183,7 +182,10 @@ fn tenants(entries: Vec<Entry>, options: &Options, left: &mut BTreeMap<Left, Vec
         }
         match key(entry.token.as_ref()) {
             Ok((digest, short)) => {
-                tenant.keys.push(digest);
+                // The same token twice for one instance is one key.
+                if !tenant.keys.contains(&digest) {
+                    tenant.keys.push(digest);
+                }
                 if short {
                     note(Left::ShortToken, called.clone());
                 }
@@ -192,7 +194,7 @@ fn tenants(entries: Vec<Entry>, options: &Options, left: &mut BTreeMap<Left, Vec
         }
         if let Some(port) = entry.port {
             by_port.insert(port, at);
-            match u16::try_from(port).ok().filter(|&port| options.ports.contains(port)) {
+            match u16::try_from(port).ok().filter(|&port| PortRange::DEFAULT.contains(port)) {
                 Some(port) => tenant.port = Some(port),
                 None => note(Left::Port, format!("{} {port}", tenant.id)),
             }
@@ -221,9 +223,7 @@ fn key(token: Option<&Secret>) -> Result<([u8; 32], bool), Left> {
     if !api_key::may_be_one(token) {
         return Err(Left::UnusableToken);
     }
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token);
-    let digest = digest.as_ref().try_into().map_err(|_| Left::UnusableToken)?;
-    Ok((digest, token.len() < SHORT_TOKEN))
+    Ok((sha256(token), token.len() < SHORT_TOKEN))
 }
 
 /// The gateway knows a token once: the last tenant with it is who it lets in.
@@ -268,7 +268,7 @@ fn text(tenants: &[New], options: &Options) -> String {
     for tenant in tenants {
         let _ = write!(out, "\n[[tenants]]\nid = \"{}\"\n", tenant.id);
         if !tenant.keys.is_empty() {
-            let keys = tenant.keys.iter().map(|key| format!("\"sha256:{}\"", hex(key))).collect::<Vec<_>>();
+            let keys = tenant.keys.iter().map(|key| format!("{:?}", api_key::digest_text(key))).collect::<Vec<_>>();
             let _ = writeln!(out, "api_keys = [{}]", keys.join(", "));
         }
         if let Some(port) = tenant.port {
@@ -284,18 +284,13 @@ fn text(tenants: &[New], options: &Options) -> String {
     out
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::parse;
+    use crate::{desired::parse, digest::hex};
 
     fn options() -> Options {
-        let ports = PortRange { first: 10_001, last: 19_999 };
-        Options { state_dir: "/var/lib/sq".into(), ports, data_root: None }
+        Options { state_dir: "/var/lib/sq".into(), data_root: None }
     }
 
     fn imported(text: &str) -> Imported {
@@ -361,6 +356,14 @@ mod tests {
         assert_eq!(items(&imported, "without a token"), ["tenant 4 (\"d\")", "tenant 6 (\"f\")"]);
         assert_eq!(items(&imported, "no API keys"), ["tenant 5 (\"e\")"]);
         assert_eq!(items(&imported, "keys that mean nothing"), ["f \"email\""]);
+    }
+
+    #[test]
+    fn a_token_that_stands_twice_for_one_instance_is_one_key_and_no_later_tenants() {
+        let twice = "[[tenants]]\ntoken = 'aaaaaaaaaaaaaaaa'\nname = 'a'\nport = 10001\n".repeat(2);
+        let imported = imported(&twice);
+        assert_eq!(imported.tenants_toml.matches("sha256:").count(), 1);
+        assert!(items(&imported, "later tenant has").is_empty(), "{:?}", imported.left_out);
     }
 
     #[test]

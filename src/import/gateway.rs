@@ -36,7 +36,7 @@ pub enum ImportError {
 /// One tenant as the old file has it.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// Where it stands, for people: "tenant 3".
+    /// Where it stands, for people: "tenant 3", counted as the file has them; where they stand by token, in the tokens' order.
     pub(super) place: String,
     pub(super) token: Option<Secret>,
     pub(super) name: Option<String>,

@@ -4,9 +4,7 @@
 //! something about digests, and from a digest there is no way to 128 random bits. So neither a slow hash nor a comparison in constant time would add
 //! anything; both are for secrets that can be guessed.
 
-use std::fmt::Write as _;
-
-use super::auth::sha256;
+use crate::digest::{hex, sha256};
 
 /// How every key begins.
 pub(crate) const PREFIX: &[u8] = b"pmb-v1-";
@@ -41,14 +39,6 @@ impl ApiKey {
 /// A digest as `api_keys` has it.
 pub(crate) fn digest_text(digest: &[u8; 32]) -> String {
     format!("sha256:{}", hex(digest))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing into a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Longest key, bytes. Ours have 39; those of an sq gateway, which may be kept (see `import`), are what somebody once chose.

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     acme,
     desired::{Algorithm, Desired, JwtKey, KeySource, Proxy, TenantId},
+    digest::hex,
     secret::Secret,
 };
 
@@ -132,17 +133,22 @@ pub fn certificate_path(state_dir: &Path) -> PathBuf {
 }
 
 /// Where the keys that verify tokens come from, each with the issuer and audience that its tokens must name: as tenants.toml says, or the secret that
-/// this host keeps, which is made if it is not there.
+/// this host keeps.
+pub(super) fn key_sources(desired: &Desired) -> Cow<'_, [JwtKey]> {
+    if !desired.proxy.jwt.is_empty() {
+        return Cow::Borrowed(&desired.proxy.jwt);
+    }
+    let source = KeySource::File { kid: None, alg: Algorithm::HS256, path: jwt_secret_path(&desired.state_dir) };
+    Cow::Owned(vec![JwtKey { source, iss: None, aud: None }])
+}
+
+/// Makes the secret that this host keeps, where it has none.
 ///
 /// # Errors
-/// It cannot be made.
-pub(super) fn key_sources(desired: &Desired) -> Result<Cow<'_, [JwtKey]>, CredentialsError> {
-    if !desired.proxy.jwt.is_empty() {
-        return Ok(Cow::Borrowed(&desired.proxy.jwt));
-    }
-    jwt_secret(&desired.state_dir)?;
-    let source = KeySource::File { kid: None, alg: Algorithm::HS256, path: jwt_secret_path(&desired.state_dir) };
-    Ok(Cow::Owned(vec![JwtKey { source, iss: None, aud: None }]))
+/// The file cannot be made.
+pub(super) fn make_jwt_secret(state_dir: &Path) -> Result<(), CredentialsError> {
+    let path = jwt_secret_path(state_dir);
+    if path.exists() { Ok(()) } else { make(&path, format!("{}\n", hex(&random()?)).as_bytes()) }
 }
 
 /// The text of a key that is a file of its own. A public key is no secret.
@@ -152,7 +158,10 @@ pub(super) fn read_key(alg: Algorithm, path: &Path) -> Result<Secret, Credential
 
 /// The keys of this host that sign as well.
 fn signing_keys(desired: &Desired) -> Result<Vec<TokenKey>, CredentialsError> {
-    let sources = key_sources(desired)?;
+    if desired.proxy.jwt.is_empty() {
+        make_jwt_secret(&desired.state_dir)?;
+    }
+    let sources = key_sources(desired);
     let keys = sources.iter().filter_map(|key| match &key.source {
         KeySource::File { kid, alg: Algorithm::HS256, path } => Some((kid.clone(), path, key)),
         _ => None,
@@ -170,12 +179,8 @@ fn signing_keys(desired: &Desired) -> Result<Vec<TokenKey>, CredentialsError> {
 /// # Errors
 /// The file cannot be read or made.
 pub fn jwt_secret(state_dir: &Path) -> Result<Secret, CredentialsError> {
-    let path = jwt_secret_path(state_dir);
-    if !path.exists() {
-        let text: String = random()?.iter().map(|byte| format!("{byte:02x}")).collect();
-        make(&path, format!("{text}\n").as_bytes())?;
-    }
-    read_secret(&path)
+    make_jwt_secret(state_dir)?;
+    read_secret(&jwt_secret_path(state_dir))
 }
 
 fn jwt_secret_path(state_dir: &Path) -> PathBuf {

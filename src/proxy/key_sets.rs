@@ -14,7 +14,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{auth::sha256, credentials, fetch, jwks};
+use super::{credentials, jwks};
+use crate::{desired, fetch};
 
 /// A set that came is fetched anew after this.
 const RENEW: Duration = Duration::from_secs(300);
@@ -24,8 +25,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// Where the set of `url` lies.
 pub(crate) fn path(state_dir: &Path, url: &str) -> PathBuf {
     // 64 bits tell the few addresses of a file apart.
-    let name: String = sha256(url.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    state_dir.join("jwks").join(format!("{name}.json"))
+    state_dir.join("jwks").join(format!("{}.json", &desired::hash(url)[..16]))
 }
 
 /// When a set is fetched next. Pure.

@@ -21,7 +21,6 @@ pub(crate) mod connection;
 mod control;
 mod conversation;
 pub mod credentials;
-mod fetch;
 mod first_words;
 mod forward;
 mod frames;

@@ -9,22 +9,23 @@ use std::{
 };
 
 use super::{
-    auth::{Keys, sha256},
+    auth::Keys,
     credentials::{self, CredentialsError, NOBODY},
+    fits,
     front::Source,
     jwks, key_sets,
     settings::{KeyForm, Settings, TokenKey},
-    tls,
 };
 use crate::{
     desired::{Desired, KeySource, Proxy},
+    digest::sha256,
     secret::Secret,
 };
 
 /// See the file's description.
 pub struct Ring {
     instance_secret: Secret,
-    certificate: Part<(Vec<u8>, Secret, Source)>,
+    certificate: Part<Certificate>,
     keys: BTreeMap<KeySource, Part<Vec<TokenKey>>>,
 }
 
@@ -35,6 +36,9 @@ pub struct Look {
     /// What is no good, a sentence each: place, cause, and what is in force instead.
     pub troubles: Vec<String>,
 }
+
+/// Chain and key, and where they are from.
+type Certificate = (Vec<u8>, Secret, Source);
 
 /// A file or two.
 struct Part<T> {
@@ -48,18 +52,20 @@ impl<T> Part<T> {
     const NONE: Self = Self { judged: None, good: None, trouble: None };
 
     /// Takes in what was read of it now.
-    fn see(&mut self, read: Result<[u8; 32], String>, judge: impl FnOnce() -> Result<T, String>) {
-        match read {
-            Ok(digest) if self.judged == Some(digest) => {}
-            Ok(digest) => {
-                self.judged = Some(digest);
-                match judge() {
-                    Ok(good) => (self.good, self.trouble) = (Some(good), None),
-                    Err(why) => self.trouble = Some(why),
-                }
-            }
-            Err(why) => (self.judged, self.trouble) = (None, Some(why)),
+    fn see(&mut self, digest: [u8; 32], judge: impl FnOnce() -> Result<T, String>) {
+        if self.judged == Some(digest) {
+            return;
         }
+        self.judged = Some(digest);
+        match judge() {
+            Ok(good) => (self.good, self.trouble) = (Some(good), None),
+            Err(why) => self.trouble = Some(why),
+        }
+    }
+
+    /// It cannot be read now.
+    fn lost(&mut self, why: &CredentialsError) {
+        (self.judged, self.trouble) = (None, Some(why.to_string()));
     }
 }
 
@@ -80,11 +86,11 @@ impl Ring {
 
     /// What of the files that `desired` names is no good; nothing is made and nothing kept.
     pub fn troubles(desired: &Desired) -> Vec<String> {
-        let mut ring = Self { instance_secret: Secret::new([]), certificate: Part::NONE, keys: BTreeMap::new() };
         let mut troubles = Vec::new();
         if desired.proxy.tls.is_some() {
-            ring.look_at_certificate(desired);
-            troubles.extend(ring.certificate.trouble.map(|why| of_certificate(desired, &why)));
+            let mut part = Part::NONE;
+            look_at_certificate(&mut part, desired);
+            troubles.extend(part.trouble.map(|why| of_certificate(desired, &why)));
         }
         for key in &desired.proxy.jwt {
             let mut part = Part::NONE;
@@ -97,13 +103,13 @@ impl Ring {
     /// Reads everything anew.
     pub fn look(&mut self, desired: &Desired) -> Look {
         let mut troubles = Vec::new();
-        self.look_at_certificate(desired);
+        look_at_certificate(&mut self.certificate, desired);
         let trouble = self.certificate.trouble.as_ref();
         troubles.extend(trouble.map(|why| format!("{}; the certificate of before stays in force", of_certificate(desired, why))));
-        let sources = credentials::key_sources(desired).unwrap_or_else(|error| {
-            troubles.push(error.to_string());
-            Vec::new().into()
-        });
+        if desired.proxy.jwt.is_empty() {
+            troubles.extend(credentials::make_jwt_secret(&desired.state_dir).err().map(|error| error.to_string()));
+        }
+        let sources = credentials::key_sources(desired);
         let mut before = std::mem::take(&mut self.keys);
         let mut token_keys = Vec::new();
         for key in sources.iter() {
@@ -129,19 +135,15 @@ impl Ring {
         };
         Look { settings, troubles }
     }
+}
 
-    fn look_at_certificate(&mut self, desired: &Desired) {
-        match credentials::certificate_files(desired) {
-            Ok((cert, key, source)) => {
-                let digest = sha256(&[&sha256(&cert)[..], &sha256(key.expose())].concat());
-                let judge = || {
-                    let served = tls::server_config(&cert, key.expose(), &[]);
-                    served.map(|_| (cert.clone(), key.clone(), source)).map_err(|error| error.to_string())
-                };
-                self.certificate.see(Ok(digest), judge);
-            }
-            Err(error) => self.certificate.see(Err(error.to_string()), || Err(String::new())),
+fn look_at_certificate(part: &mut Part<Certificate>, desired: &Desired) {
+    match credentials::certificate_files(desired) {
+        Ok((cert, key, source)) => {
+            let digest = sha256(&[&sha256(&cert)[..], &sha256(key.expose())].concat());
+            part.see(digest, || fits(&cert, &key).map(|()| (cert, key, source)));
         }
+        Err(error) => part.lost(&error),
     }
 }
 
@@ -175,8 +177,8 @@ fn look_at_keys(part: &mut Part<Vec<TokenKey>>, source: &KeySource, state_dir: &
     };
     let at = |why: String| format!("{}: {why}", path.display());
     match read {
-        Ok(text) => part.see(Ok(sha256(text.expose())), || keys_of(source, &text).map_err(at)),
-        Err(error) => part.see(Err(error.to_string()), || Err(String::new())),
+        Ok(text) => part.see(sha256(text.expose()), || keys_of(source, &text).map_err(at)),
+        Err(error) => part.lost(&error),
     }
 }
 
@@ -260,6 +262,10 @@ mod tests {
         let (mut ring, look) = Ring::new(&bench.desired).unwrap();
         assert_eq!((kids(&look), look.troubles.len(), look.settings.keys_renew), (vec!["-"], 0, false));
         assert_eq!(ring.look(&bench.desired).settings, look.settings, "nothing changed");
+        fs::set_permissions(bench.desired.state_dir.join("jwt.key"), fs::Permissions::from_mode(0o644)).unwrap();
+        let open = ring.look(&bench.desired);
+        assert_eq!(open.settings, look.settings, "its own key stays in force as any other");
+        assert!(open.troubles.len() == 1 && open.troubles[0].contains("jwt.key can be read by every user"), "{:?}", open.troubles);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use aws_lc_rs::digest;
 
-use crate::desired::TenantId;
+use crate::{desired::TenantId, digest::hex};
 
 /// So many removals always go through at once.
 const ALWAYS: usize = 5;
@@ -40,7 +40,7 @@ pub(super) fn hash(removals: &[TenantId]) -> String {
         context.update(id.as_str().as_bytes());
         context.update(b"\n");
     }
-    context.finish().as_ref()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&context.finish().as_ref()[..6])
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! The one credential of a request, told by its form: a token or an API key.
 
-use aws_lc_rs::digest;
 use http::{HeaderMap, header};
 
 use super::{AuthError, MAX_TOKEN_BYTES};
@@ -36,20 +35,20 @@ impl<'a> Credential<'a> {
     }
 
     fn in_authorization(value: &'a [u8]) -> Result<Self, AuthError> {
-        let rest = match value.split_at_checked(7) {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => rest.trim_ascii(),
+        let (is_bearer, rest) = match value.split_at_checked(7) {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => (true, rest),
             // As existing sq clients send a key.
-            _ => match value.trim_ascii() {
-                bare if api_key::may_be_one(bare) => return Ok(Self::ApiKey(bare)),
-                bare if bare.starts_with(api_key::PREFIX) => return Err(AuthError::NotApiKey),
-                _ => return Err(AuthError::NotBearer),
-            },
+            _ => (false, value),
         };
+        let rest = rest.trim_ascii();
         if api_key::may_be_one(rest) {
             return Ok(Self::ApiKey(rest));
         }
         if rest.starts_with(api_key::PREFIX) {
             return Err(AuthError::NotApiKey);
+        }
+        if !is_bearer {
+            return Err(AuthError::NotBearer);
         }
         if rest.len() > MAX_TOKEN_BYTES {
             return Err(AuthError::TooLong);
@@ -64,10 +63,4 @@ impl<'a> Credential<'a> {
     fn api_key(text: &'a [u8]) -> Result<Self, AuthError> {
         if api_key::may_be_one(text) { Ok(Self::ApiKey(text)) } else { Err(AuthError::NotApiKey) }
     }
-}
-
-pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    out
 }

@@ -19,7 +19,7 @@ pub(crate) struct BadKey {
     kid: Option<String>,
     alg: desired::Algorithm,
     /// In words, with what to do.
-    pub(crate) why: String,
+    why: String,
 }
 
 /// The keys that verify tokens.
@@ -48,13 +48,13 @@ impl Keys {
     /// Verifies form, signature, algorithm, `crit`, issuer and audience, and reads the claims. Times are the caller's to check.
     pub(super) fn verify(&self, token: &[u8]) -> Result<Identity, AuthError> {
         let header = Header::of(token)?;
-        let mut refusal = match &header.kid {
-            Some(kid) if !self.0.iter().any(|key| key.kid.is_none() || key.kid.as_ref() == Some(kid)) => AuthError::UnknownKid,
-            _ => AuthError::NoKey,
-        };
+        let unknown = header.kid.is_some() && !self.0.iter().any(|key| key.kid == header.kid);
+        let mut refusal = if unknown { AuthError::UnknownKid } else { AuthError::NoKey };
         for key in self.0.iter().filter(|key| key.may_verify(&header)) {
             match key.verify(token) {
                 Ok(identity) => return Ok(identity),
+                // A key without a kid was tried in vain: whose it is stays unknown.
+                Err(AuthError::Signature) if unknown => {}
                 Err(why) => refusal = why,
             }
         }

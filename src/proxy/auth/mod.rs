@@ -7,10 +7,9 @@ mod members;
 
 use http::HeaderMap;
 
-pub(crate) use credential::sha256;
 pub(crate) use jwt::{BadKey, Keys};
 
-use crate::desired::TenantId;
+use crate::{desired::TenantId, digest::sha256};
 use cache::TokenCache;
 use credential::Credential;
 

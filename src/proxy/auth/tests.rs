@@ -277,6 +277,23 @@ fn a_kid_chooses_its_key_and_no_other() {
 }
 
 #[test]
+fn a_kid_that_is_nobodys_is_told_as_such_beside_keys_without_one() {
+    let es256 = TokenKey { alg: Algorithm::ES256, secret: Secret::new(Signer::es256().pem()), ..key(None, &SECRET) };
+    let nameless = [key(None, &SECRET), key(Some("old"), &SECRET), es256];
+    let ask = |header: &str, token: &dyn Fn(&str, &str) -> String| {
+        let token = token(header, &format!(r#"{{"sub":"alice","exp":{}}}"#, NOW + 60));
+        who(&authenticator(&nameless), &headers(&token), NOW).map(|_| ())
+    };
+    let stranger = Signer::es256();
+    let (by_stranger, by_secret) =
+        (|header: &str, claims: &str| stranger.token(header, claims), |header: &str, claims: &str| sign(header, claims, &SECRET));
+    assert_eq!(ask(r#"{"alg":"ES256","kid":"new"}"#, &by_stranger), Err(AuthError::UnknownKid), "tried by a key without a kid, in vain");
+    assert_eq!(ask(r#"{"alg":"RS256","kid":"new"}"#, &by_stranger), Err(AuthError::UnknownKid), "tried by none");
+    assert_eq!(ask(r#"{"alg":"HS256","kid":"new"}"#, &by_secret), Ok(()), "a key without a kid is tried for each");
+    assert_eq!(ask(r#"{"alg":"ES256","kid":"old"}"#, &by_stranger), Err(AuthError::Signature));
+}
+
+#[test]
 fn exactly_one_credential_is_accepted() {
     let token = sign(r#"{"alg":"HS256"}"#, &format!(r#"{{"sub":"alice","exp":{}}}"#, NOW + 60), &SECRET);
     let auth = authenticator(&[key(None, &SECRET)]);
