@@ -15,7 +15,11 @@ use super::{
 use crate::{
     desired::{self, Acme},
     fetch::whole,
-    proxy::{credentials::CredentialsError, fits, front::Challenge},
+    proxy::{
+        credentials::{CredentialsError, read_secret},
+        fits,
+        front::Challenge,
+    },
     secret::Secret,
 };
 
@@ -74,9 +78,9 @@ where
 {
     let names: Vec<_> = acme.domains.iter().cloned().map(Identifier::Dns).collect();
     let mut order = begin(acme, files, &names).await?;
-    let (kind, port) = match acme.challenge {
-        desired::Challenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "port 443"),
-        desired::Challenge::Http01 => (ChallengeType::Http01, "port 80"),
+    let (kind, word, port) = match acme.challenge {
+        desired::Challenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "tls-alpn-01", "port 443"),
+        desired::Challenge::Http01 => (ChallengeType::Http01, "http-01", "port 80"),
     };
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
@@ -86,7 +90,7 @@ where
         }
         let name = authorization.identifier().to_string();
         let Some(mut challenge) = authorization.challenge(kind.clone()) else {
-            return Err(AcmeError::NotOffered(if kind == ChallengeType::Http01 { "http-01" } else { "tls-alpn-01" }, name));
+            return Err(AcmeError::NotOffered(word, name));
         };
         offer(proof(&challenge, &name)?).await?;
         challenge.set_ready().await?;
@@ -130,8 +134,9 @@ async fn begin(acme: &Acme, files: &Files, names: &[Identifier]) -> Result<Order
 
 fn external(acme: &Acme) -> Result<Option<ExternalAccountKey>, AcmeError> {
     let Some((kid, path)) = &acme.eab else { return Ok(None) };
-    let text = std::fs::read_to_string(path).map_err(|error| AcmeError::External(format!("{}: {error}", path.display())))?;
-    let key = base64url(text.trim()).ok_or_else(|| AcmeError::External(format!("{} holds no base64url", path.display())))?;
+    let text = read_secret(path).map_err(|error| AcmeError::External(error.to_string()))?;
+    let key = base64url(String::from_utf8_lossy(text.expose()).trim())
+        .ok_or_else(|| AcmeError::External(format!("{} holds no base64url", path.display())))?;
     Ok(Some(ExternalAccountKey::new(kid.clone(), &key)))
 }
 

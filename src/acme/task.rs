@@ -100,15 +100,22 @@ impl Drop for Running {
 impl<R: Fn(News) + Send + Sync> Asker<R> {
     async fn run(self) {
         let mut book = Book::default();
+        // Drawn once: a renewal that failed is not put off by another draw.
+        let spread = jitter();
         loop {
-            self.until_due().await;
+            self.until_due(spread).await;
             (self.report)(News::Asks);
             let outcome = timeout(WHOLE, obtain(&self.acme, &self.files, |challenge| self.offer(challenge))).await;
             self.withdraw();
             match outcome.unwrap_or_else(|_| Err(AcmeError::Server("the ACME server was too slow".to_owned()))) {
                 Ok(()) => {
-                    book.succeeded();
                     (self.report)(News::Obtained);
+                    if book::due(self.files.facts().as_ref(), &self.acme.domains, spread) > unix_now() {
+                        book.succeeded();
+                    } else {
+                        // It is due by our clock as soon as it is there, or is not for the names that were asked for.
+                        sleep(book.failed(jitter())).await;
+                    }
                 }
                 Err(error) => {
                     let pause = book.failed(jitter());
@@ -119,9 +126,9 @@ impl<R: Fn(News) + Send + Sync> Asker<R> {
         }
     }
 
-    async fn until_due(&self) {
+    async fn until_due(&self, spread: f64) {
         let held = self.files.facts();
-        let due = book::due(held.as_ref(), &self.acme.domains, jitter());
+        let due = book::due(held.as_ref(), &self.acme.domains, spread);
         if let Some(held) = held.filter(|_| due > unix_now()) {
             (self.report)(News::Waits(held.names, due));
         }

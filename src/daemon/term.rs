@@ -26,6 +26,7 @@ use crate::{
     },
     proxy::{
         JoinNetwork,
+        front::Addresses,
         ring::Ring,
         supervisor::{Supervisor, SupervisorConfig, SupervisorHandle},
     },
@@ -161,8 +162,7 @@ impl Term {
         let supervisor = Supervisor::start(SupervisorConfig {
             state_dir: desired.state_dir.clone(),
             exe: THIS_PROGRAM.into(),
-            listen: desired.proxy.listen.clone(),
-            http_listen: desired.proxy.http_listen.clone(),
+            listen: Addresses::of(&desired.proxy),
             keep: systemd::store,
             kept: kept_listeners,
             routes,

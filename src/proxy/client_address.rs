@@ -16,7 +16,7 @@ const X_FORWARDED_FOR: &str = "x-forwarded-for";
 pub(crate) fn of(peer: IpAddr, trusted: &Trusted, headers: &HeaderMap) -> IpAddr {
     let mut client = peer.to_canonical();
     // Several lines are one list, in their order (RFC 9110, section 5.3).
-    for line in headers.get_all(X_FORWARDED_FOR).into_iter().collect::<Vec<_>>().into_iter().rev() {
+    for line in headers.get_all(X_FORWARDED_FOR).iter().rev() {
         for entry in line.as_bytes().rsplit(|&byte| byte == b',') {
             if !trusted.has(client) {
                 return client;

@@ -95,7 +95,7 @@ pub(super) fn front(proxy: &Proxy, source: Source) -> Front {
         public: proxy.public_url.as_ref().and_then(|url| Some(url.parse::<http::Uri>().ok()?.authority()?.as_str().to_owned())),
         source,
         challenges: Vec::new(),
-        addresses: Some(Addresses { https: proxy.listen.clone(), plain: proxy.http_listen.clone() }),
+        addresses: Some(Addresses::of(proxy)),
     }
 }
 
@@ -263,7 +263,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, CredentialsError> {
 }
 
 /// A secret file's bytes, without one newline at their end.
-fn read_secret(path: &Path) -> Result<Secret, CredentialsError> {
+pub(crate) fn read_secret(path: &Path) -> Result<Secret, CredentialsError> {
     check_private(path)?;
     let mut bytes = read(path)?;
     if bytes.last() == Some(&b'\n') {

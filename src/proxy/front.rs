@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::secret::Secret;
+use crate::{desired::Proxy, secret::Secret};
 
 /// See the file's description. Everything may be left out, as an earlier agent does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,11 @@ pub struct Addresses {
 }
 
 impl Addresses {
+    /// What tenants.toml says.
+    pub fn of(proxy: &Proxy) -> Self {
+        Self { https: proxy.listen.clone(), plain: proxy.http_listen.clone() }
+    }
+
     /// In the order in which they are handed to the proxy.
     pub(crate) fn all(&self) -> Vec<SocketAddr> {
         [self.https.as_slice(), &self.plain].concat()

@@ -1,11 +1,8 @@
 //! What the proxy serves by right now. New settings make a new `Live`, swapped in whole; requests under way keep the one they began with.
 
-use std::{
-    collections::HashMap,
-    os::fd::OwnedFd,
-    sync::{Arc, RwLock},
-};
+use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc};
 
+use http::HeaderValue;
 use rustls::ServerConfig;
 use tokio::sync::watch;
 
@@ -46,6 +43,8 @@ pub(crate) struct Live {
     pub(crate) front: Front,
     /// Answers to the tokens of an ACME server.
     pub(crate) texts: HashMap<String, String>,
+    /// What Strict-Transport-Security says, if anything.
+    pub(crate) hsts: Option<HeaderValue>,
 }
 
 impl Live {
@@ -60,6 +59,7 @@ impl Live {
             instance_secret: settings.instance_secret.clone(),
             side: Side::from_number(settings.side).ok_or(BadSettings::Side(settings.side))?,
             texts: texts(&settings.front),
+            hsts: settings.front.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok()),
             front: settings.front.clone(),
         })
     }
@@ -74,31 +74,25 @@ fn texts(front: &Front) -> HashMap<String, String> {
 }
 
 /// The place where the one in force is found.
-pub(crate) struct Current {
-    live: RwLock<Arc<Live>>,
-    /// Counts the changes.
-    changes: watch::Sender<u64>,
-}
+pub(crate) struct Current(watch::Sender<Arc<Live>>);
 
 impl Current {
     pub(crate) fn new(live: Live) -> Self {
-        Self { live: RwLock::new(Arc::new(live)), changes: watch::Sender::new(0) }
+        Self(watch::Sender::new(Arc::new(live)))
     }
 
     /// The one in force.
     pub(crate) fn get(&self) -> Arc<Live> {
-        // Nothing under the lock can panic.
-        Arc::clone(&self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+        Arc::clone(&self.0.borrow())
     }
 
     /// Swaps in another.
     pub(crate) fn set(&self, live: Live) {
-        *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(live);
-        self.changes.send_modify(|count| *count += 1);
+        self.0.send_replace(Arc::new(live));
     }
 
     /// Sees each change from now on.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<Live>> {
+        self.0.subscribe()
     }
 }

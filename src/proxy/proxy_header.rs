@@ -36,11 +36,12 @@ pub(crate) enum BadHeader {
 
 /// Reads the header and nothing behind it. Who the client is; `None` where the balancer speaks for itself (it looks whether we live).
 pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<IpAddr>, BadHeader> {
-    let mut bytes = [0; FIXED + MAX_REST];
-    stream.read_exact(&mut bytes[..FIXED]).await?;
-    let rest = rest(&bytes)?;
-    stream.read_exact(&mut bytes[FIXED..FIXED + rest]).await?;
-    parse(&bytes[..FIXED + rest])
+    // On the heap, since it would take its place in the connection for as long as that lives.
+    let mut bytes = vec![0; FIXED];
+    stream.read_exact(&mut bytes).await?;
+    bytes.resize(FIXED + rest(&bytes)?, 0);
+    stream.read_exact(&mut bytes[FIXED..]).await?;
+    parse(&bytes)
 }
 
 /// As [`read`], from what is there already.

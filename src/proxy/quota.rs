@@ -4,7 +4,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::problem::Problem;
-use crate::route::{Admission, RouteLimits, SlotActivity};
+use crate::route::{self, Admission, RouteLimits, SlotActivity};
 
 /// `RateLimit`.
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -39,7 +39,7 @@ pub(crate) struct Allowance {
 /// client in a tight loop does not lose its day to refusals.
 pub(crate) fn ask(slot: &SlotActivity, limits: &RouteLimits, now_ns: u64, unix: u64) -> Allowance {
     let RouteLimits { interval_ns, requests_per_day: quota, burst, .. } = *limits;
-    let day = u32::try_from(unix / DAY).unwrap_or(u32::MAX);
+    let day = route::day(unix);
     let resets_in = DAY - unix % DAY;
     let allowance = Allowance { interval_ns, quota, rate: None, today: None, tomorrow: unix + resets_in, resets_in };
     if quota > 0 && slot.admitted_on(day) >= quota {

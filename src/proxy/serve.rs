@@ -25,7 +25,7 @@ use super::{
     plain,
     service::{Shared, handle},
 };
-use http::{HeaderValue, Request, header::STRICT_TRANSPORT_SECURITY};
+use http::{Request, header::STRICT_TRANSPORT_SECURITY};
 use hyper::{body::Incoming, server::conn::http1, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
@@ -249,8 +249,8 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let live = shared.live.get();
     let Some(Arrived { stream, peer }) = arrive(stream, address, &live, &handshakes).await else { return };
-    let trusted = Some(live.front.trusted.clone()).filter(|trusted| trusted.has(peer));
-    let hsts = live.front.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
+    let trusted = live.front.trusted.has(peer).then(|| live.front.trusted.clone());
+    let hsts = live.hsts.clone();
     drop(live);
     let multiplexed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let state = State::new(multiplexed, Arc::clone(&shared.cut));

@@ -20,7 +20,6 @@ use super::{
     attached::{Proxy, SupervisorError},
     birth::{self, Outfit},
     control::{ToAgent, ToProxy},
-    front::Addresses,
     listen,
     log_shelf::Shelf,
     retirement::{Escort, Farewell, RETIRE},
@@ -190,19 +189,18 @@ impl Keeper {
     /// Listens where the settings say from now on. Where that cannot be, all stays as it was, and that is told.
     async fn listen_anew(&mut self) {
         let wanted = self.config.settings.borrow().front.addresses.clone();
-        let before = Addresses { https: self.config.listen.clone(), plain: self.config.http_listen.clone() };
-        let Some(wanted) = wanted.filter(|wanted| *wanted != before || self.listens_in_vain) else { return };
-        match listen::change(&self.listeners, &before.all(), &wanted.all()) {
+        let Some(wanted) = wanted.filter(|wanted| *wanted != self.config.listen || self.listens_in_vain) else { return };
+        match listen::change(&self.listeners, &self.config.listen.all(), &wanted.all()) {
             Ok(listeners) => {
                 self.listeners = listeners;
                 self.listens_in_vain = false;
-                (self.config.listen, self.config.http_listen) = (wanted.https, wanted.plain);
+                self.config.listen = wanted;
                 (self.config.keep)(&self.listeners);
                 self.tell(ProxyEvent::Listens { addresses: local_addresses(&self.listeners) }).await;
             }
             Err(error) => {
                 self.listens_in_vain = true;
-                self.tell(ProxyEvent::Refused { why: format!("{error}; it is listened where it was") }).await;
+                self.tell(ProxyEvent::ListensInVain { why: format!("{error}; it is listened where it was") }).await;
             }
         }
     }
@@ -338,7 +336,7 @@ impl Keeper {
         ToProxy::Settings {
             settings: Box::new(settings),
             listeners: self.listeners.len(),
-            plain: self.config.http_listen.len(),
+            plain: self.config.listen.plain.len(),
             serial: self.serial,
         }
     }

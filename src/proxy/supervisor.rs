@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     build,
     control::NudgeReason,
+    front::Addresses,
     listen::{ListenError, listeners},
     network::{self, JoinNetwork},
     settings::Settings,
@@ -35,9 +36,7 @@ pub struct SupervisorConfig {
     pub exe: PathBuf,
     /// Addresses to listen on, until the settings name others. They are bound here and kept open, so that a dead proxy loses no connection that
     /// waits; what a proxy of an earlier agent holds is taken back from it.
-    pub listen: Vec<SocketAddr>,
-    /// The same for plain HTTP.
-    pub http_listen: Vec<SocketAddr>,
+    pub listen: Addresses,
     /// Told what is listened on at the start and at each change: whoever keeps the sockets while neither agent nor proxy lives.
     pub keep: fn(&[TcpListener]),
     /// Sockets that listen already, kept by whoever supervises the agent.
@@ -105,6 +104,11 @@ pub enum ProxyEvent {
     Listens {
         /// Where, as it came to be.
         addresses: Vec<SocketAddr>,
+    },
+    /// It cannot be listened where the settings say; they are in force, and it is listened where it was.
+    ListensInVain {
+        /// In words for the operator.
+        why: String,
     },
     /// New settings cannot be served by; the last good ones go on.
     Refused {
@@ -203,8 +207,7 @@ impl Supervisor {
     pub async fn start(mut config: SupervisorConfig) -> Result<SupervisorHandle, ListenError> {
         let found = standing::look(&config.state_dir).await;
         let kept = std::mem::take(&mut config.kept);
-        let listeners =
-            listeners(found.listeners.into_iter().chain(kept).collect(), &[config.listen.as_slice(), &config.http_listen].concat())?;
+        let listeners = listeners(found.listeners.into_iter().chain(kept).collect(), &config.listen.all())?;
         let addresses = local_addresses(&listeners);
         (config.keep)(&listeners);
         let network = match &config.network {

@@ -11,18 +11,11 @@ use crate::{
     store::rfc3339,
 };
 
-/// One that this host made for itself is made again when less than this is left.
-const REMAKE: u64 = 30 * 86_400;
-/// Not more often than so.
-const REMAKE_AGAIN: u64 = 3_600;
-
 /// What the loop knows of them.
 #[derive(Debug, Default)]
 pub(super) struct Certificates {
     /// Up to what has been told of the one that ends then.
     told: Option<(u64, Urgency)>,
-    /// When one was last made for loopback.
-    remade: u64,
     asks: bool,
     next_try: Option<u64>,
     last_error: Option<(u64, String)>,
@@ -34,11 +27,8 @@ impl<W: World> Core<W> {
         self.world.ask_for_certificates(self.desired.proxy.acme.as_ref(), self.is_stopping());
         let now = self.world.unix_now();
         let Some((facts, source)) = self.world.certificate() else { return };
+        // That one is made anew in time by each look at the settings.
         if source == Source::SelfSigned {
-            if facts.not_after.saturating_sub(now) < REMAKE && now.saturating_sub(self.certificates.remade) >= REMAKE_AGAIN {
-                self.certificates.remade = now;
-                self.renew_settings();
-            }
             return;
         }
         let urgency = facts.urgency(now);
@@ -59,7 +49,7 @@ impl<W: World> Core<W> {
             News::Asks => tracing::info!("a certificate is asked for"),
             News::Waits(names, due) => {
                 tracing::debug!(?names, due, "the certificate holds for a while");
-                self.certificates.next_try = Some(due);
+                (self.certificates.next_try, self.certificates.last_error) = (Some(due), None);
             }
             News::Obtained => {
                 self.certificates.last_error = None;

@@ -174,20 +174,8 @@ impl World for Host {
         self.key_sets.follow(ring::urls(desired));
         let Look { mut settings, mut troubles } = self.parts.ring.look(desired);
         settings.front.challenges = self.acme.as_ref().map(acme::Running::offers).unwrap_or_default();
-        self.parts.settings.send_if_modified(|sent| {
-            let changed = **sent != settings;
-            if changed {
-                *sent = Arc::new(settings);
-            }
-            changed
-        });
-        self.parts.access_log.send_if_modified(|sent| {
-            let changed = *sent != desired.proxy.access_log;
-            if changed {
-                sent.clone_from(&desired.proxy.access_log);
-            }
-            changed
-        });
+        send_changed(&self.parts.settings, Arc::new(settings));
+        send_changed(&self.parts.access_log, desired.proxy.access_log.clone());
         troubles.extend(self.key_sets.troubles());
         troubles
     }
@@ -428,6 +416,17 @@ impl World for Host {
             slot.reset();
         }
     }
+}
+
+/// Sends `new` where it says something new.
+fn send_changed<T: PartialEq>(to: &watch::Sender<T>, new: T) {
+    to.send_if_modified(|sent| {
+        let changed = *sent != new;
+        if changed {
+            *sent = new;
+        }
+        changed
+    });
 }
 
 impl Records for Store {

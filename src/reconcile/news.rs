@@ -14,8 +14,9 @@ use crate::{
     store::InstanceRecord,
 };
 
-/// After so many surveys (5 min) each instance's memory has been measured anew, also where its own pages are the same.
-const MEASURED_ANEW: u64 = 15;
+/// After so many surveys (5 min) each instance's memory has been measured anew, also where its own pages are the same; and each tenant's files, also
+/// where no request came: an operator may have copied some there.
+pub(super) const MEASURED_ANEW: u64 = 15;
 
 impl<W: World> Core<W> {
     /// News from the world's tasks.
@@ -318,6 +319,11 @@ impl<W: World> Core<W> {
                 tracing::error!(why, "the proxy refuses the new settings; the old ones stay in force");
                 self.note_event(None, "settings_refused", &why);
                 self.proxy.detail = Some(format!("refused the new settings: {why}"));
+            }
+            ProxyEvent::ListensInVain { why } => {
+                tracing::error!(why, "the proxy listens where it did");
+                self.note_event(None, "settings_refused", &why);
+                self.proxy.detail = Some(why);
             }
             ProxyEvent::UnknownKid => self.world.renew_key_sets(),
             ProxyEvent::Nudge { id, reason } => self.nudged(&id, reason, now),

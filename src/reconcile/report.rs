@@ -15,7 +15,7 @@ use crate::{
     desired::{TenantId, size_text},
     instance::storage::DiskSpace,
     observed::{FileWork, Known, Moment, State},
-    route::RouteState,
+    route::{self, RouteState},
     store::rfc3339,
 };
 
@@ -120,7 +120,7 @@ impl<W: World> Core<W> {
             memory_bytes: self.memory.get(id).map(|memory| memory.bytes),
             storage_bytes: known.storage,
             requests: self.world.requests(known.slot),
-            requests_today: self.world.requests_on(known.slot, u32::try_from(self.world.unix_now() / 86_400).unwrap_or(u32::MAX)),
+            requests_today: self.world.requests_on(known.slot, route::day(self.world.unix_now())),
             detail: detail(known, held, waits_for_program, &self.desired.user_dir(id).join("sq.log").display().to_string(), now),
         }
     }

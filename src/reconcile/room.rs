@@ -5,15 +5,13 @@ use std::{
     collections::{BTreeMap, HashMap},
 };
 
-use super::{core::Core, world::World};
+use super::{core::Core, news::MEASURED_ANEW, world::World};
 use crate::{
     desired::{TenantId, size_text},
     instance::storage::{DiskSpace, Stored},
     observed::Known,
 };
 
-/// After so many looks (5 min) each tenant has been measured anew, also where no request came: an operator may have copied files there.
-const MEASURED_ANEW: u64 = 15;
 /// A tenant with so many files is measured at every second look at most, one with twice as many at every third: a file costs 1 µs.
 const FILES_A_LOOK: u64 = 10_000;
 /// Writes are refused with less than this share of the disk free, and taken again above the other one, so that they do not go to and fro.
@@ -126,10 +124,7 @@ impl<W: World> Core<W> {
     /// Looks whether the disk has room.
     pub(super) fn look_at_disk(&mut self) {
         self.room.disk = self.world.disk();
-        let low = match (self.room.disk, self.desired.disk_reserve) {
-            (Some(disk), Some(reserve)) => is_low(disk, reserve, self.observed.disk_low),
-            _ => false,
-        };
+        let low = is_low_now(self.room.disk, self.desired.disk_reserve, self.observed.disk_low);
         if std::mem::replace(&mut self.observed.disk_low, low) == low {
             return;
         }
@@ -146,6 +141,11 @@ impl<W: World> Core<W> {
     }
 }
 
+/// Whether `disk` counts as nearly full from now on, where it did or not (`was_low`) before. What cannot be seen is as it was.
+fn is_low_now(disk: Option<DiskSpace>, reserve: Option<u64>, was_low: bool) -> bool {
+    reserve.is_some_and(|reserve| disk.map_or(was_low, |disk| is_low(disk, reserve, was_low)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +156,16 @@ mod tests {
 
     fn disk(total: u64, free: u64) -> DiskSpace {
         DiskSpace { total, free }
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_seen_is_as_it_was() {
+        let (full, roomy) = (Some(disk(10 * GB, 0)), Some(disk(10 * GB, 9 * GB)));
+        for was_low in [true, false] {
+            assert_eq!(is_low_now(None, Some(256 * MB), was_low), was_low);
+            assert_eq!((is_low_now(full, Some(256 * MB), was_low), is_low_now(roomy, Some(256 * MB), was_low)), (true, false));
+            assert!(!is_low_now(full, None, was_low), "no reserve is wanted");
+        }
     }
 
     #[test]

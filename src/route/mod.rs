@@ -26,7 +26,7 @@ pub use error::{Busy, TableError};
 pub use flight::Side;
 pub use gcra::Admission;
 pub use reader::{TableReader, TenantIdText};
-pub use slot::{SlotActivity, SlotSnapshot};
+pub use slot::{SlotActivity, SlotSnapshot, day};
 pub use writer::TableWriter;
 
 pub use crate::guard::Durability;

@@ -124,7 +124,7 @@ impl SlotActivity {
         self.update(LAST, |word| word & LOW | (word >> 32).max(stamp(now_ns)) << 32);
     }
 
-    /// Counts a request that is let in on `day` (days since 1970, UTC), unless `quota` were let in on it already; 0 is no quota. Returns how many
+    /// Counts a request that is let in on `day` (see [`day`]), unless `quota` were let in on it already; 0 is no quota. Returns how many
     /// that were with this one, or `None` where it is one too many, which is not counted.
     ///
     /// All threads of both proxies count in the same word, so together they let in no more than one alone would.
@@ -217,6 +217,11 @@ fn stamp(now_ns: u64) -> u64 {
 fn on(word: u64, day: u32) -> (u32, u32) {
     let (stands, count) = ((word >> 32) as u32, word as u32);
     if day == stands || day.checked_add(1) == Some(stands) { (stands, count) } else { (day, 0) }
+}
+
+/// The day of `unix` (seconds since 1970), days since 1970, UTC: by which the proxy counts and the agent asks.
+pub fn day(unix: u64) -> u32 {
+    u32::try_from(unix / 86_400).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

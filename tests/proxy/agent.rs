@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use http::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use sq_agent::{
-    proxy::supervisor::{ProxyEvent, Supervisor, SupervisorConfig},
+    proxy::{
+        front::Addresses,
+        supervisor::{ProxyEvent, Supervisor, SupervisorConfig},
+    },
     secret::Secret,
 };
 
@@ -163,13 +166,12 @@ async fn a_program_that_is_no_proxy_is_tried_again_ever_more_slowly_and_said() {
     let supervisor = Supervisor::start(SupervisorConfig {
         state_dir: dir.path().to_owned(),
         exe: "/bin/false".into(),
-        listen: vec![([127, 0, 0, 1], 0).into()],
+        listen: Addresses { https: vec![([127, 0, 0, 1], 0).into()], plain: vec![] },
         keep: |_| {},
         kept: Vec::new(),
         routes: host.routes().await,
         activity: host.activity.clone(),
         access_log: host.access_log.subscribe(),
-        http_listen: vec![],
         settings: host.settings.subscribe(),
         in_force: host.in_force.clone(),
         events: sender,

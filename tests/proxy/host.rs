@@ -15,7 +15,7 @@ use sq_agent::{
     instance_key,
     proxy::{
         JoinNetwork, credentials,
-        front::Front,
+        front::{Addresses, Front},
         settings::{KeyForm, Settings, TokenKey},
         supervisor::{ProxyEvent, Supervisor, SupervisorConfig, SupervisorHandle},
     },
@@ -133,8 +133,7 @@ impl Host {
         let supervisor = Supervisor::start(SupervisorConfig {
             state_dir: self.dir.path().to_owned(),
             exe: exe.to_owned(),
-            listen: vec![self.address],
-            http_listen: self.plain.into_iter().collect(),
+            listen: Addresses { https: vec![self.address], plain: self.plain.into_iter().collect() },
             keep: |_| {},
             kept: Vec::new(),
             routes: self.routes().await,
