@@ -74,6 +74,11 @@ impl Decoder {
         }
         Ok(self.descriptors.drain(..count).collect())
     }
+
+    /// The next one.
+    pub(crate) fn descriptor(&mut self) -> Result<OwnedFd, WireError> {
+        self.descriptors.pop_front().ok_or(WireError::MissingDescriptors(1))
+    }
 }
 
 #[cfg(test)]

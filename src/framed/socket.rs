@@ -121,7 +121,7 @@ mod tests {
         let mut decoder = Decoder::default();
         assert_eq!(receive::<String>(&right, &mut decoder).await.unwrap(), Some(message));
         sender.await.unwrap().unwrap();
-        let mut copy = File::from(decoder.descriptors(1).unwrap().remove(0));
+        let mut copy = File::from(decoder.descriptor().unwrap());
         let mut text = String::new();
         copy.rewind().unwrap();
         copy.read_to_string(&mut text).unwrap();

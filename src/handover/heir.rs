@@ -52,7 +52,7 @@ impl Heir {
         crash_point::reached("heir.ready");
         let ToHeir::Yours = receive(&self.stream, &mut self.decoder).await?.ok_or(HandoverError::Gone)?;
         crash_point::reached("heir.inherited");
-        self.decoder.descriptors(1).ok().and_then(|mut descriptors| descriptors.pop()).ok_or(HandoverError::NoLock)
+        self.decoder.descriptor().map_err(|_| HandoverError::NoLock)
     }
 
     /// Says why this program cannot go on.

@@ -8,13 +8,13 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep_until},
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 
 use super::head::BadHead;
@@ -28,15 +28,17 @@ const STALLED: Duration = Duration::from_secs(30);
 /// A connection may be idle so long once the process retires. One over HTTP/1.1 cannot be told to go but in an answer, and to close it means to
 /// fail whoever sends at that moment; most clients with something to ask ask within this.
 const IDLE_RETIRING: Duration = Duration::from_secs(5);
+/// Most bytes that are read and forgotten after the last word of a connection.
+pub(super) const MAX_FORGOTTEN: usize = 64 << 20;
 
 /// What is known of a connection. Times are milliseconds since its start.
 #[derive(Debug)]
 pub(crate) struct State {
     start: Instant,
-    /// HTTP/2 has frames that belong to no request, so bytes do not mean that a head has begun: `frames` says when one has.
+    /// It is one of HTTP/2: several requests at once, and frames that belong to none.
     multiplexed: bool,
     requests: AtomicU32,
-    /// Those whose answers are long enough to be passed on piece by piece. Each holds a place in its tenant's lane meanwhile.
+    /// Those whose answers have a body that is not out yet: each is given up where no piece of it is taken for [`STALLED`].
     streaming: AtomicU32,
     in_head: AtomicBool,
     blocked: AtomicBool,
@@ -47,9 +49,9 @@ pub(crate) struct State {
     cut: AtomicBool,
     /// Requests of the process that did not finish in time.
     all_cut: Arc<AtomicU64>,
-    /// Since when it is idle, in a head, or blocked; or the last piece of an answer.
+    /// Since when it is idle or blocked; or the last piece of an answer.
     since: AtomicU64,
-    /// Since when it is in a head, of HTTP/2: other requests may be under way.
+    /// Since when it is in a head: other requests may be under way.
     head_since: AtomicU64,
     /// Why nothing more on it is read as a request.
     refused: OnceLock<BadHead>,
@@ -136,9 +138,6 @@ impl State {
     /// A request's work begins.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        if !self.multiplexed {
-            self.in_head.store(false, Ordering::Relaxed);
-        }
         Busy { state: Arc::clone(self), streams: false }
     }
 
@@ -157,9 +156,10 @@ impl State {
         coming
     }
 
-    /// A block of fields of HTTP/2 has begun, or is whole.
+    /// Whether a head is open, as whoever reads the connection sees it: one has begun and is not whole.
     pub(crate) fn head(&self, open: bool) {
-        if self.in_head.swap(open, Ordering::Relaxed) != open {
+        if self.is_in_head() != open {
+            self.in_head.store(open, Ordering::Relaxed);
             self.head_since.store(self.age(), Ordering::Relaxed);
         }
     }
@@ -174,12 +174,6 @@ impl State {
 
     fn after(&self, milliseconds: &AtomicU64, limit: Duration) -> Instant {
         self.start + Duration::from_millis(milliseconds.load(Ordering::Relaxed)) + limit
-    }
-
-    fn read(&self) {
-        if !self.multiplexed && self.requests() == 0 && !self.in_head.swap(true, Ordering::Relaxed) {
-            self.touch();
-        }
     }
 
     fn wrote(&self, pending: bool) {
@@ -206,7 +200,8 @@ impl State {
         } else if self.requests() > 0 {
             return (Instant::now() + IDLE, Overdue::Idle);
         } else if !self.multiplexed && self.is_in_head() {
-            (HEAD, Overdue::Slow)
+            // It may have begun while the answer before it went out.
+            return (self.after(&self.head_since, HEAD).max(self.after(&self.since, HEAD)), Overdue::Slow);
         } else if self.retiring.load(Ordering::Relaxed) {
             (IDLE_RETIRING, Overdue::Idle)
         } else {
@@ -217,7 +212,7 @@ impl State {
 }
 
 impl Busy {
-    /// The answer comes piece by piece from here on.
+    /// The answer's body goes out from here on.
     pub(crate) fn stream(&mut self) {
         if !std::mem::replace(&mut self.streams, true) {
             self.state.touch();
@@ -253,7 +248,41 @@ impl Drop for Busy {
     }
 }
 
-/// A connection's bytes, noted as they pass.
+/// The end of a connection on which its client may still send. What comes is read and forgotten for a while: to close on it would reset the
+/// connection, and a client that meets that while it writes never reads the last word (RFC 9112 section 9.6).
+#[derive(Default)]
+pub(crate) struct Lingering {
+    /// The last word is out.
+    end: Option<Pin<Box<Sleep>>>,
+    forgotten: usize,
+}
+
+impl Lingering {
+    /// Sends the end, then waits for the client's: for so long, or so many bytes, at most.
+    pub(crate) fn poll<S>(&mut self, stream: &mut S, cx: &mut Context<'_>, longest: Duration, most: usize) -> Poll<io::Result<()>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.end.is_none() {
+            ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+        }
+        let end = self.end.get_or_insert_with(|| Box::pin(sleep(longest)));
+        let mut scratch = [0; 4 * 1024];
+        loop {
+            if end.as_mut().poll(cx).is_ready() || self.forgotten >= most {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => self.forgotten += buffer.filled().len(),
+                // However it ends: the last word is out.
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+/// A connection's bytes, and whether its client takes what is written.
 pub(crate) struct Watched<S> {
     stream: S,
     state: Arc<State>,
@@ -267,12 +296,7 @@ impl<S> Watched<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.state.read();
-        }
-        result
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
@@ -357,10 +381,23 @@ mod tests {
     async fn a_head_that_has_begun_must_be_whole_in_10_seconds() {
         let state = new(false);
         tokio::time::advance(Duration::from_secs(60)).await;
-        state.read();
+        state.head(true);
         let start = Instant::now();
         tokio::time::advance(Duration::from_secs(4)).await;
-        state.read();
+        state.head(true);
+        assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Slow);
+        assert_eq!(start.elapsed(), HEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_came_behind_another_request_has_10_seconds_from_the_end_of_that() {
+        let state = new(false);
+        let busy = state.begin();
+        state.head(true);
+        tokio::time::advance(IDLE / 2).await;
+        assert_eq!(state.due().1, Overdue::Idle, "it waits for us");
+        drop(busy);
+        let start = Instant::now();
         assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Slow);
         assert_eq!(start.elapsed(), HEAD);
     }
@@ -439,7 +476,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_that_is_just_coming_when_the_process_retires_has_its_usual_time() {
         let state = new(false);
-        state.read();
+        state.head(true);
         tokio::time::advance(IDLE_RETIRING).await;
         state.retire();
         let start = Instant::now();

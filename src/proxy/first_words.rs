@@ -114,12 +114,12 @@ fn hear_one(stream: &UnixStream, hello: &Hello, in_user_namespace: &mut bool) ->
     while let Some(word) = receive_blocking::<ToProxy>(stream, &mut decoder)? {
         match word {
             ToProxy::Join { user } => {
-                let user = if user { decoder.descriptors(1)?.pop() } else { None };
-                let net = decoder.descriptors(1)?.pop().ok_or(WireError::MissingDescriptors(1))?;
+                let user = if user { Some(decoder.descriptor()?) } else { None };
+                let net = decoder.descriptor()?;
                 network::join(user.as_ref(), &net).map_err(FirstWordsError::Join)?;
                 *in_user_namespace |= user.is_some();
             }
-            ToProxy::Guard => guard = decoder.descriptors(1)?.pop(),
+            ToProxy::Guard => guard = Some(decoder.descriptor()?),
             ToProxy::Settings { settings, listeners, plain, serial } => match take(&settings, (listeners, plain), &mut decoder)? {
                 Ok(received) => {
                     let guard = guard.ok_or(WireError::MissingDescriptors(1))?;
@@ -128,7 +128,7 @@ fn hear_one(stream: &UnixStream, hello: &Hello, in_user_namespace: &mut bool) ->
                 Err(why) => send_blocking(stream, &ToAgent::Refused { serial, why: why.to_string() })?,
             },
             // It will be said again, and what is there is good until then.
-            ToProxy::AccessLog => _ = decoder.descriptors(1)?,
+            ToProxy::AccessLog => drop(decoder.descriptor()?),
             ToProxy::Shutdown { .. } => std::process::exit(0),
         }
     }

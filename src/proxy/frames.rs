@@ -7,20 +7,19 @@
 //! Only the nine bytes before each frame are read (RFC 9113 section 4.1), whose layout is fixed, so nothing here can be of another opinion than h2.
 
 use std::{
-    future::Future as _,
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
+    time::Instant,
 };
 
-use super::connection::State;
+use super::connection::{Lingering, MAX_FORGOTTEN, State};
 
 /// What a connection may owe at most: a browser's greeting is 10 frames, a page that is left cancels 100 requests.
 const CREDIT: i64 = 1_000;
@@ -176,13 +175,12 @@ pub(crate) struct Metered<S> {
     stream: S,
     state: Arc<State>,
     frames: Frames,
-    /// The last word is out.
-    lingering: Option<Pin<Box<Sleep>>>,
+    lingering: Lingering,
 }
 
 impl<S> Metered<S> {
     pub(crate) fn new(stream: S, state: Arc<State>) -> Self {
-        Self { stream, state, frames: Frames::new(Instant::now()), lingering: None }
+        Self { stream, state, frames: Frames::new(Instant::now()), lingering: Lingering::default() }
     }
 }
 
@@ -223,25 +221,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A request may have been sent before its client saw the GOAWAY.
         let this = &mut *self;
-        if this.lingering.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-        }
-        // A request may have been sent before its client saw the GOAWAY. To close on it would reset the connection, and a client that meets that
-        // while it writes the body never reads that its request was not taken (RFC 9112 section 9.6 has the same of HTTP/1.1).
-        let timer = this.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut scratch = [0; 4 * 1024];
-        loop {
-            if timer.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(()));
-            }
-            let mut buffer = ReadBuf::new(&mut scratch);
-            match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => {}
-                // However it ends: the last word is out.
-                _ => return Poll::Ready(Ok(())),
-            }
-        }
+        this.lingering.poll(&mut this.stream, cx, LINGER, MAX_FORGOTTEN)
     }
 }
 

@@ -7,7 +7,6 @@
 //! In the ordinary case, one whole head in one read, the bytes lie where hyper wants them already and nothing is copied.
 
 use std::{
-    future::Future,
     io,
     pin::Pin,
     sync::Arc,
@@ -16,22 +15,16 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     chunks::{BadChunks, Chunks},
-    connection::State,
+    connection::{Lingering, MAX_FORGOTTEN, State},
     head::{self, BadHead, Framing, Search},
 };
 
 /// Longest time for which a refused client may go on sending, so that the reset of a connection with unread bytes does not take the refusal with it.
 const LINGER: Duration = Duration::from_secs(5);
-
-/// Most bytes that are read and forgotten of a refused client.
-const MAX_DISCARD: usize = 64 << 20;
 
 /// Where a connection is in its messages.
 #[derive(Debug)]
@@ -121,14 +114,15 @@ pub(crate) struct Gate<S> {
     held: BytesMut,
     /// So many of them it may have.
     ready: usize,
-    discarded: usize,
-    lingering: Option<Pin<Box<Sleep>>>,
+    /// Bytes that came after the last request.
+    forgotten: usize,
+    lingering: Lingering,
 }
 
 impl<S> Gate<S> {
     pub(crate) fn new(stream: S, state: Arc<State>) -> Self {
         let walk = Walk(NEXT);
-        Self { stream, state, walk, held: BytesMut::new(), ready: 0, discarded: 0, lingering: None }
+        Self { stream, state, walk, held: BytesMut::new(), ready: 0, forgotten: 0, lingering: Lingering::default() }
     }
 
     /// Nothing more is let through but what says so.
@@ -186,47 +180,53 @@ fn stand_in(head: &[u8]) -> String {
 
 impl<S: AsyncRead + Unpin> Gate<S> {
     /// Reads and forgets until the connection ends, for a while.
-    fn discard(&mut self, cx: &mut Context<'_>, scratch: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn forget(&mut self, cx: &mut Context<'_>, scratch: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = scratch.filled().len();
-        while self.discarded < MAX_DISCARD {
+        while self.forgotten < MAX_FORGOTTEN {
             ready!(Pin::new(&mut self.stream).poll_read(cx, scratch))?;
             let came = scratch.filled().len() - before;
             if came == 0 {
                 break;
             }
-            self.discarded += came;
+            self.forgotten = MAX_FORGOTTEN.min(self.forgotten + came);
             scratch.set_filled(before);
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn let_through(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.give(buffer)? {
+                return Poll::Ready(Ok(()));
+            }
+            if matches!(self.walk.0, At::Over) {
+                return self.forget(cx, buffer);
+            }
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+            let came = &buffer.filled()[before..];
+            if came.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let admitted = if self.held.is_empty() { self.walk.admit(came) } else { Ok(0) };
+            let kept = *admitted.as_ref().unwrap_or(&0);
+            self.held.extend_from_slice(&came[kept..]);
+            buffer.set_filled(before + kept);
+            match admitted {
+                Ok(0) => {}
+                Ok(_) => return Poll::Ready(Ok(())),
+                Err(stop) => self.stop(&stop)?,
+            }
+        }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        loop {
-            if this.give(buffer)? {
-                return Poll::Ready(Ok(()));
-            }
-            if matches!(this.walk.0, At::Over) {
-                return this.discard(cx, buffer);
-            }
-            let before = buffer.filled().len();
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-            let came = &buffer.filled()[before..];
-            if came.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            let admitted = if this.held.is_empty() { this.walk.admit(came) } else { Ok(0) };
-            let kept = *admitted.as_ref().unwrap_or(&0);
-            this.held.extend_from_slice(&came[kept..]);
-            buffer.set_filled(before + kept);
-            match admitted {
-                Ok(0) => {}
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(stop) => this.stop(&stop)?,
-            }
-        }
+        let through = self.let_through(cx, buffer);
+        // What is held of a head that is whole follows at the next read.
+        self.state.head(matches!(self.walk.0, At::Head(_)) && self.ready == 0 && !self.held.is_empty());
+        through
     }
 }
 
@@ -249,19 +249,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.lingering.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-            if !matches!(this.walk.0, At::Over) {
-                return Poll::Ready(Ok(()));
-            }
+        match this.walk.0 {
+            At::Over => this.lingering.poll(&mut this.stream, cx, LINGER, MAX_FORGOTTEN - this.forgotten),
+            _ => Pin::new(&mut this.stream).poll_shutdown(cx),
         }
-        let timer = this.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        if timer.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ok(()));
-        }
-        let mut scratch = [0; 4 * 1024];
-        // However it ends: the refusal is out.
-        this.discard(cx, &mut ReadBuf::new(&mut scratch)).map(|_| Ok(()))
     }
 }
 
@@ -355,6 +346,30 @@ mod tests {
         client.write_all(b"a").await.unwrap();
         assert!(gate.read(&mut piece).await.unwrap() > 0);
         assert_eq!(state.refused(), Some(BadHead::TooLong));
+    }
+
+    #[tokio::test]
+    async fn a_head_is_open_from_its_first_byte_to_its_last_also_behind_another_request_and_never_after_a_refusal() {
+        let (mut client, mut gate, state) = gate();
+        let mut piece = [0; 100];
+        let mut read = async |bytes: &[u8]| {
+            client.write_all(bytes).await.unwrap();
+            let _ = tokio::time::timeout(Duration::from_millis(20), gate.read(&mut piece)).await;
+            state.is_in_head()
+        };
+        assert!(!read(b"").await);
+        assert!(read(b"GET /a HT").await);
+        assert!(!read(b"TP/1.1\r\nHost: x\r\n\r\n").await, "it is hyper's");
+        let busy = state.begin();
+        assert!(read(b"GET /b").await && !state.cut(), "the one under way tells of the cut");
+        drop(busy);
+        assert!(state.cut());
+        assert!(!read(b" no\r\n\r\n").await, "refused");
+        assert!(!read(b"rubbish").await && !state.cut());
+        let (mut client, mut gate, state) = self::gate();
+        let last = CHUNKED.replace("Host", "Content-Length: 5\r\nHost");
+        client.write_all(format!("{last}GET /b").as_bytes()).await.unwrap();
+        assert!(gate.read(&mut [0; 1_000]).await.unwrap() > 0 && !state.is_in_head(), "nobody's, behind the last request");
     }
 
     #[tokio::test(start_paused = true)]

@@ -191,21 +191,19 @@ async fn obey(server: &mut Server, conversation: &mut Conversation, hello: &mut 
                 server.end(if retire { Phase::Retiring } else { Phase::Draining });
                 hello.retiring = true;
             }
-            ToProxy::Guard => match conversation.descriptors().descriptors(1).map(|mut guards| guards.pop()) {
-                Ok(Some(guard)) => match server.shared().guardian.replace(guard) {
+            ToProxy::Guard => match conversation.descriptors().descriptor() {
+                Ok(guard) => match server.shared().guardian.replace(guard) {
                     Ok(()) => tracing::info!("another guard is there: writes go on"),
                     Err(error) => tracing::error!(%error, "the new guard cannot be talked to"),
                 },
-                Ok(None) => conversation.misunderstood(WireError::MissingDescriptors(1)),
                 Err(error) => conversation.misunderstood(error),
             },
-            ToProxy::AccessLog => match conversation.descriptors().descriptors(1).map(|mut files| files.pop()) {
+            ToProxy::AccessLog => match conversation.descriptors().descriptor() {
                 // At once for all threads: what is being written goes to the one file or to the other, whole.
-                Ok(Some(file)) => match rustix::stdio::dup2_stdout(&file) {
+                Ok(file) => match rustix::stdio::dup2_stdout(&file) {
                     Ok(()) => conversation.say(&ToAgent::AccessLog).await,
                     Err(error) => tracing::error!(%error, "the access log goes on in its old file"),
                 },
-                Ok(None) => conversation.misunderstood(WireError::MissingDescriptors(1)),
                 Err(error) => conversation.misunderstood(error),
             },
             ToProxy::Join { .. } => conversation.misunderstood(WireError::TooLate),

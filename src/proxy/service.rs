@@ -1,4 +1,4 @@
-//! The way of one request: classify -> auth -> route -> rate -> body -> park -> lane -> forward -> answer.
+//! The way of one request: classify -> auth -> route -> rate and quota -> room -> body -> park -> lane -> forward -> answer.
 //!
 //! The order matters: nothing is read of a body before its sender is known and within its rate; nothing is held of a tenant's lane while a
 //! body is still coming; and the row is looked at again when the request counts as in flight.
@@ -44,7 +44,7 @@ use super::{
 use crate::{
     desired::TenantId,
     guard::{Call, Durability, Target, wire::Write},
-    route::Route,
+    route::{Busy, Route, RouteState},
 };
 
 /// What all requests share.
@@ -109,7 +109,7 @@ async fn answer(
                 entry.refused = Some(problem.slug());
             }
             // What comes after a body that is none is nobody's.
-            ends |= problem.breaks_body() && !connection.is_multiplexed();
+            ends = problem.breaks_body() && !connection.is_multiplexed();
             let_finish(problem, &parts, body, &connection);
             (problem.response(&id).map(Bytes::from), None)
         }
@@ -268,7 +268,7 @@ fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(Tena
         }
     };
     track.belongs_to(live, route.slot);
-    if route.state == crate::route::RouteState::Suspended {
+    if route.state == RouteState::Suspended {
         return Err(Problem::Suspended);
     }
     Ok((id, route))
@@ -276,12 +276,8 @@ fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(Tena
 
 /// Whose API key has this SHA-256. A key that was taken out of tenants.toml is nobody's from the next publish on.
 fn owner(live: &Live, digest: &[u8; 32]) -> Result<(TenantId, Route), Problem> {
-    match live.routes.lookup_api_key(digest) {
-        Ok(Some((id, route))) => Ok((TenantId::parse(&id).map_err(|_| Problem::TableBusy)?, route)),
-        Ok(None) if live.routes.generation() == 0 => Err(Problem::TableBusy),
-        Ok(None) => Err(Problem::Unauthorized(AuthError::UnknownApiKey)),
-        Err(_) => Err(Problem::TableBusy),
-    }
+    let (id, route) = found(live, live.routes.lookup_api_key(digest), Problem::Unauthorized(AuthError::UnknownApiKey))?;
+    Ok((TenantId::parse(&id).map_err(|_| Problem::TableBusy)?, route))
 }
 
 /// Counts the request and asks rate and quota.
@@ -293,12 +289,17 @@ fn admit(live: &Live, route: &Route) -> Result<Allowance, Problem> {
 }
 
 fn look(live: &Live, id: &TenantId) -> Result<Route, Problem> {
-    match live.routes.lookup(id.as_str()) {
-        Ok(Some(route)) => Ok(route),
+    found(live, live.routes.lookup(id.as_str()), Problem::NoSuchTenant)
+}
+
+/// What a look into the route table found; `nobody` where it is in it under no such name.
+fn found<T>(live: &Live, looked: Result<Option<T>, Busy>, nobody: Problem) -> Result<T, Problem> {
+    match looked {
+        Ok(Some(found)) => Ok(found),
         // A table that was never published says nothing about anybody.
         Ok(None) if live.routes.generation() == 0 => Err(Problem::TableBusy),
-        Ok(None) => Err(Problem::NoSuchTenant),
-        Err(_) => Err(Problem::TableBusy),
+        Ok(None) => Err(nobody),
+        Err(Busy) => Err(Problem::TableBusy),
     }
 }
 

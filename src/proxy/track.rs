@@ -39,7 +39,7 @@ impl Track {
         self.slot = Some((Arc::clone(live), slot));
     }
 
-    /// The answer comes piece by piece.
+    /// The answer's body goes out from here on.
     pub(crate) fn streams(&mut self) {
         self.busy.stream();
     }
