@@ -1,4 +1,4 @@
-//! `sq-agent plan [FILE] [--against FILE]`: what would change, by the very function that the loop runs.
+//! `sq-agent plan [FILE] [--against FILE|REV:PATH] [--format text|markdown|json]`: what would change, by the very function that the loop runs.
 
 use std::{
     fs,

@@ -89,7 +89,7 @@ fn disk(state_dir: &Path) -> Finding {
             let (free, all) = (about.f_bavail * about.f_frsize, (about.f_blocks * about.f_frsize).max(1));
             let text = format!("{} GB of {} GB are free below {}", free >> 30, all >> 30, there.display());
             match free * 100 / all < DISK_LOW {
-                true => Finding::notice("disk", text, "sq loses what it cannot write: make room before it is full"),
+                true => Finding::notice("disk", text, "make room: below `[agent] disk_reserve` only what makes less is written"),
                 false => Finding::ok("disk", text),
             }
         }
