@@ -20,7 +20,7 @@ use sq_agent::{
         Exit, Process,
         isolation::{Part, Wanted},
         launcher::{Launcher, LauncherConfig},
-        limits::prepare_agent_limits,
+        limits::{NICE, prepare_agent_limits},
         network::Network,
         ports::{PortState, probe_free},
         probe::{self, KeyedAnswer, ProbeError},
@@ -159,6 +159,8 @@ async fn what_an_instance_has_given_up_is_seen_from_outside() {
     assert_eq!(environment, "PATH=/usr/local/bin:/usr/bin:/bin\0");
     let limits = fs::read_to_string(format!("/proc/{}/limits", sq.0.pid())).unwrap();
     assert!(limits.lines().any(|line| line.starts_with("Max file size") && line.contains("1073741824")), "{limits}");
+    let pid = rustix::process::Pid::from_raw(sq.0.pid().try_into().unwrap());
+    assert_eq!(rustix::process::getpriority_process(pid), Ok(NICE), "it stands behind the proxy");
     // What the agent looks at stays open to it.
     fs::read(format!("/proc/{}/smaps_rollup", sq.0.pid())).unwrap();
 }

@@ -19,6 +19,9 @@ pub const MAX_THREADS: u64 = 1_024;
 /// noticed and mended; a full disk is not: sq answers 200 and the text is cut.
 pub const MAX_FILE_BYTES: u64 = 1 << 30;
 
+/// How far an instance stands back where more wants to run than the cores can: with a tenth of the weight of the proxy, by which everybody is served.
+pub const NICE: i32 = 10;
+
 /// Why the agent cannot start its instances safely on this host.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {

@@ -18,11 +18,35 @@ use super::{forward::Rest, in_flight::InFlight, lane::Turn, track::Track};
 /// Most bytes of one read from sq.
 const READ: usize = 16 * 1024;
 
+/// So many bytes of one answer, then it is somebody else's turn on this thread: encrypting them takes some 30 µs.
+const TURN: usize = 64 * 1024;
+
 /// An answer's body, with everything that is held until its last byte is out.
 pub(crate) struct AnswerBody {
     first: Option<Bytes>,
     rest: Option<Streamed>,
+    pace: Pace,
     track: Track,
+}
+
+/// Bytes of one answer since others last had a turn.
+#[derive(Default)]
+struct Pace(usize);
+
+impl Pace {
+    fn sent(&mut self, bytes: usize) {
+        self.0 += bytes;
+    }
+
+    /// Ready while the turn lasts; else at the next one, behind everybody who can go on now.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0 < TURN {
+            return Poll::Ready(());
+        }
+        self.0 = 0;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
 }
 
 /// What is still to come from sq, and the tenant's place that it holds.
@@ -51,19 +75,21 @@ impl AnswerBody {
             // A short one too: a client of HTTP/2 may leave it no room and let it wait here.
             track.streams();
         }
-        Self { first: Some(first).filter(|first| !first.is_empty()), rest, track }
+        Self { first: Some(first).filter(|first| !first.is_empty()), rest, pace: Pace::default(), track }
     }
 
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         let Some(streamed) = &mut self.rest else {
             return Poll::Ready(None);
         };
+        ready!(self.pace.poll(cx));
         let rest = &mut streamed.rest;
         let most = usize::try_from(rest.bytes).unwrap_or(READ).min(READ);
         let piece = ready!(poll_read_some(&mut rest.stream, most, cx));
         match piece {
             Ok(piece) if !piece.is_empty() => {
                 rest.bytes -= piece.len() as u64;
+                self.pace.sent(piece.len());
                 if rest.bytes == 0 {
                     self.rest = None;
                 }
@@ -118,4 +144,32 @@ fn poll_read_some(stream: &mut TcpStream, most: usize, cx: &mut Context<'_>) -> 
     let length = filled.filled().len();
     buffer.truncate(length);
     Poll::Ready(Ok(buffer.freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn after_64_kb_of_one_answer_others_have_their_turn() {
+        let mut pace = Pace::default();
+        let others = std::cell::Cell::new(0);
+        let long = async {
+            for _ in 0..3 * TURN / READ {
+                std::future::poll_fn(|cx| pace.poll(cx)).await;
+                pace.sent(READ);
+            }
+        };
+        let short = async {
+            for _ in 0..2 {
+                others.set(others.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        };
+        let long = async {
+            long.await;
+            assert_eq!(others.get(), 2, "it went on without them");
+        };
+        tokio::join!(long, short);
+    }
 }

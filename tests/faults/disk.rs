@@ -5,16 +5,14 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
-use crate::support::host::{Host, ran};
-
-/// So long after their agent those may hold a file system whose end the kernel has still to finish.
-const LEFT: Duration = Duration::from_secs(10);
+use crate::support::{
+    eventually,
+    host::{Host, ran},
+};
 
 /// A mounted file system. It is gone from its place with the test, before the host is, which goes on in it until its end.
 pub(crate) struct Disk {
@@ -110,16 +108,10 @@ impl Disk {
         fs::write(format!("/sys/fs/ext4/{}/trigger_fs_error", device.trim_start_matches("/dev/")), "test").unwrap();
     }
 
-    /// What an operator does about that. Nobody may use it, but who is about to end.
-    pub(crate) fn mend(&self) {
+    /// What an operator does about that. Nobody may use it, but whose end the kernel has still to finish.
+    pub(crate) async fn mend(&self) {
         let device = &self.image.as_ref().unwrap().0;
-        let until = Instant::now() + LEFT;
-        while let unmounted = ran(Command::new("umount").arg(&self.at))
-            && unmounted.code != 0
-        {
-            assert!(Instant::now() < until, "{}", unmounted.err);
-            thread::sleep(Duration::from_millis(20));
-        }
+        eventually("nothing holds the disk any more", async || ran(Command::new("umount").arg(&self.at)).code == 0).await;
         let ran = ran(Command::new("e2fsck").args(["-f", "-y", device]));
         assert!(ran.code <= 1, "{ran:?}");
         run("mount", &[device, path(&self.at)]);

@@ -44,7 +44,7 @@ async fn a_file_system_that_has_given_up_is_read_and_not_written_and_after_its_r
     let refused = ada.user.post(WRITE, b"never").await;
     assert!([503, 507].contains(&refused.status), "{refused:?}");
     ada.host.end_agent(rustix::process::Signal::TERM);
-    disk.mend();
+    disk.mend().await;
     ada.host.launch().await;
     ada.holds("before").await;
     ada.stores("after").await;
@@ -79,7 +79,7 @@ async fn with_durability_power_a_device_that_takes_no_more_is_never_answered_wit
     assert!(refused > 0, "the device took everything");
     drop(full);
     ada.host.end_agent(rustix::process::Signal::TERM);
-    disk.mend();
+    disk.mend().await;
     ada.host.launch().await;
     ada.holds(&known).await;
     ada.stores("after").await;

@@ -15,7 +15,10 @@ use nix::{
     sys::resource::{Resource, setrlimit},
     unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve, fchdir, geteuid, setsid},
 };
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::{
+    fs::{Mode, OFlags, openat},
+    process::setpriority_process,
+};
 
 use super::wire::{Launch, LaunchFds};
 use crate::{
@@ -66,6 +69,7 @@ fn prepare_and_exec(launch: &Launch, fds: &LaunchFds, in_cgroup: bool, filters: 
     // Also a group for the scheduler where no cgroup is one: as many threads as a tenant makes busy, it gets no more of a core than its neighbour
     // with one (sched(7), autogroup).
     step("making its session", setsid())?;
+    step_behind_the_proxy();
     let null = step("opening /dev/null", File::open("/dev/null"))?;
     step("giving it its standard input", dup2_stdin(null))?;
     step("giving it its log", dup2_stdout(&fds.log).and_then(|()| dup2_stderr(&fds.log)))?;
@@ -94,6 +98,14 @@ fn prepare_and_exec(launch: &Launch, fds: &LaunchFds, in_cgroup: bool, filters: 
         step("filtering its system calls", filters.apply(std::process::id()).map_err(io::Error::other))?;
     }
     step("running", execve(&program, &args, &environment))
+}
+
+/// All tenants' requests go through the proxy: whoever keeps a core busy must not keep it waiting. Where a cgroup has its share of a core, this
+/// counts only within that. A courtesy: a host that does not permit it serves all the same.
+fn step_behind_the_proxy() {
+    let _ = setpriority_process(None, limits::NICE);
+    // Within a session's group alone the line above counts; this is the group's own (sched(7), autogroup).
+    let _ = std::fs::write("/proc/self/autogroup", limits::NICE.to_string());
 }
 
 /// For a copy that was not born in it.
