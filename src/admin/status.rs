@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     desired::TenantId,
@@ -33,8 +34,20 @@ pub struct Status {
     /// The disk where the tenants' files lie.
     #[serde(default)]
     pub disk: Option<DiskStatus>,
+    /// The admin API on TCP, where there is one.
+    #[serde(default)]
+    pub admin: Option<AdminStatus>,
     /// Every tenant that has a place on this host, by id.
     pub tenants: Vec<TenantStatus>,
+}
+
+/// The admin API on TCP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminStatus {
+    /// Where it is listened on.
+    pub listen: Option<String>,
+    /// Why it is not where tenants.toml says, and what to do.
+    pub trouble: Option<String>,
 }
 
 /// The disk where the tenants' files lie.
@@ -242,7 +255,7 @@ pub struct AcmeStatus {
 }
 
 /// One tenant.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TenantStatus {
     /// Its name.
     pub id: String,

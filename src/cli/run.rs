@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::welcome;
 use crate::{
     admin::{
-        server::{Asked, Question},
+        question::{Asked, Question},
         status::Status,
     },
     daemon::{self, Loaded, Options, Start},

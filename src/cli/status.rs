@@ -6,7 +6,7 @@ use super::table;
 use crate::{
     admin::{
         client,
-        status::{AcmeStatus, BackupStatus, CertificateStatus, RolloutStatus, Status, TenantStatus},
+        status::{AcmeStatus, AdminStatus, BackupStatus, CertificateStatus, RolloutStatus, Status, TenantStatus},
     },
     desired::Desired,
 };
@@ -40,6 +40,7 @@ fn trouble(status: &Status) -> bool {
         || status.rollout.as_ref().is_some_and(|rollout| rollout.try_again.is_some())
         || status.backup.as_ref().is_some_and(|backup| backup.overdue || backup.last_error.is_some())
         || status.gitops.as_ref().is_some_and(|gitops| gitops.refused.is_some() || gitops.last_error.is_some())
+        || status.admin.as_ref().is_some_and(|admin| admin.trouble.is_some())
         || status.disk.is_some_and(|disk| disk.writes_refused)
         || status.proxy.pid.is_none()
         || !status.proxy.troubles.is_empty()
@@ -64,6 +65,11 @@ fn print(status: &Status) {
         anstream::eprintln!("no good: {trouble}");
     }
     status.proxy.certificate.iter().for_each(print_certificate);
+    match &status.admin {
+        Some(AdminStatus { trouble: Some(trouble), .. }) => anstream::eprintln!("admin API: {trouble}"),
+        Some(AdminStatus { listen: Some(listen), .. }) => anstream::eprintln!("admin API on {listen}"),
+        _ => {}
+    }
     if let Some(AcmeStatus { directory, last_error: Some(error), next_try, .. }) = &status.proxy.acme {
         let next = next_try.as_ref().map_or_else(String::new, |at| format!(" (next try at {at})"));
         anstream::eprintln!("no certificate from {directory}{next}: {error}");

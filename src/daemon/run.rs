@@ -1,6 +1,7 @@
 //! The life of the process: its terms, and what happens between them.
 
 use std::{
+    net::TcpListener,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -20,9 +21,9 @@ use super::{
     term::{End, Reply, Term, TermParts},
 };
 use crate::{
-    admin::{server, status::Failure},
+    admin::{question::Asked as Question, status::Failure},
     desired::{self, Desired, Rejected},
-    handover::{Heir, Holder, hear_again},
+    handover::{Handed, Heir, Holder, hear_again},
     store::{AgentLock, LockError, Store},
 };
 
@@ -43,7 +44,7 @@ pub enum Start {
 type Inheritance = (Heir, Option<Pid>);
 
 /// Told when a term serves, with where to ask its loop.
-pub type Serving = Box<dyn Fn(&Arc<Desired>, mpsc::Sender<server::Asked>) + Send + Sync>;
+pub type Serving = Box<dyn Fn(&Arc<Desired>, mpsc::Sender<Question>) + Send + Sync>;
 
 /// What [`run`] needs.
 pub struct Options {
@@ -95,7 +96,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<ExitCode> {
     match start {
         Start::Fresh => {
             let lock = lock(&loaded.desired.state_dir).await?;
-            serve(&file, loaded, lock, None, &serving, &mut signals).await
+            serve(&file, loaded, lock, None, None, &serving, &mut signals).await
         }
         Start::TakeOver { heir, child } => match (take_over(&file, loaded, (heir, child), &serving, &mut signals).await, child) {
             (Err(error), Some(child)) if is_child(child) => {
@@ -127,10 +128,10 @@ async fn take_over(
         heir.failed(&format!("{error:#}")).await;
         return Err(error);
     }
-    let handed = heir.inherit().await?;
+    let Handed { lock, admin_listener } = heir.inherit().await?;
     reap_ended_children();
-    match AgentLock::inherit(handed, &loaded.desired.state_dir) {
-        Ok(lock) => serve(file, loaded, lock, Some((heir, child)), serving, signals).await,
+    match AgentLock::inherit(lock, &loaded.desired.state_dir) {
+        Ok(lock) => serve(file, loaded, lock, admin_listener, Some((heir, child)), serving, signals).await,
         Err(error) => {
             heir.failed(&error.to_string()).await;
             Err(error.into())
@@ -143,6 +144,7 @@ async fn serve(
     file: &Path,
     mut loaded: Loaded,
     lock: AgentLock,
+    mut admin_listener: Option<TcpListener>,
     mut inheritance: Option<Inheritance>,
     serving: &Serving,
     signals: &mut mpsc::Receiver<Asked>,
@@ -154,7 +156,13 @@ async fn serve(
         let desired = loaded.desired.clone();
         // Where a process inherits from its child, that one is of the same program, and so is its proxy.
         let replace_proxy = inheritance.as_ref().is_some_and(|(_, child)| child.is_none());
-        let parts = TermParts { file: file.to_owned(), loaded, replace_proxy, kept_listeners: std::mem::take(&mut kept) };
+        let parts = TermParts {
+            file: file.to_owned(),
+            loaded,
+            replace_proxy,
+            kept_listeners: std::mem::take(&mut kept),
+            admin_listener: admin_listener.take(),
+        };
         let term = match (Term::begin(parts).await, inheritance.take()) {
             (Ok(term), None) => term,
             (Ok(term), Some(inheritance)) => settle(term, inheritance).await?,
@@ -173,19 +181,22 @@ async fn serve(
                 lock.let_go();
                 return Ok(ExitCode::SUCCESS);
             }
-            End::HandOver { exe, mut holder, reply } => match give(&mut holder, &lock, &desired.state_dir).await {
-                Ok(()) => {
-                    lock.let_go();
-                    return follow(exe, holder, reply, file, signals).await;
-                }
-                Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "the new program did not take over; this one goes on");
-                    if let Some(reply) = reply {
-                        let detail = format!("the new program did not take over, and the old one goes on: {error:#}");
-                        reply.give(Err((StatusCode::CONFLICT, detail))).await;
+            End::HandOver { exe, mut holder, reply, admin_listener: left } => {
+                match give(&mut holder, &lock, left.as_ref(), &desired.state_dir).await {
+                    Ok(()) => {
+                        lock.let_go();
+                        return follow(exe, holder, reply, file, signals).await;
+                    }
+                    Err(error) => {
+                        tracing::error!(error = format!("{error:#}"), "the new program did not take over; this one goes on");
+                        admin_listener = left;
+                        if let Some(reply) = reply {
+                            let detail = format!("the new program did not take over, and the old one goes on: {error:#}");
+                            reply.give(Err((StatusCode::CONFLICT, detail))).await;
+                        }
                     }
                 }
-            },
+            }
         }
         loaded = Loaded::from(file).map_err(|rejected| anyhow::anyhow!("{}", rejected.summary()))?;
     }
@@ -211,10 +222,10 @@ async fn settle(mut term: Term, (heir, child): Inheritance) -> anyhow::Result<Te
 }
 
 /// Hands the host to the heir. Where that fails, instances.db is as this program can read it.
-async fn give(holder: &mut Holder, lock: &AgentLock, state_dir: &Path) -> anyhow::Result<()> {
+async fn give(holder: &mut Holder, lock: &AgentLock, admin_listener: Option<&TcpListener>, state_dir: &Path) -> anyhow::Result<()> {
     let kept = Store::keep_copy(state_dir).context("keeping a copy of instances.db")?;
     let handed = lock.hand_on().context("handing on the lock")?;
-    let given = holder.give(handed.as_fd()).await;
+    let given = holder.give(handed.as_fd(), admin_listener.map(TcpListener::as_fd)).await;
     match &given {
         Ok(()) => drop(std::fs::remove_file(&kept)),
         Err(_) => Store::go_back_to(&kept, state_dir).context("putting instances.db back")?,

@@ -12,8 +12,10 @@ use tokio::{
 use super::{run::Loaded, signals::Asked, systemd};
 use crate::{
     admin::{
-        self,
-        server::{Answer, Desk, Socket, UpgradeAsked},
+        self, Doors,
+        question::{Answer, Asked as Question, Desk, UpgradeAsked},
+        server::Socket,
+        settings::KeyFile,
     },
     desired::{Desired, IsolationMode, Watch},
     handover::Holder,
@@ -58,6 +60,8 @@ pub(super) struct TermParts {
     pub(super) replace_proxy: bool,
     /// Sockets that listen already.
     pub(super) kept_listeners: Vec<TcpListener>,
+    /// The same for the admin API.
+    pub(super) admin_listener: Option<TcpListener>,
 }
 
 /// Everything that an agent keeps open.
@@ -67,8 +71,8 @@ pub(super) struct Term {
     running: JoinHandle<Agent>,
     settled: watch::Receiver<bool>,
     supervisor: SupervisorHandle,
-    socket: Socket,
-    questions: mpsc::Sender<admin::server::Asked>,
+    doors: Doors,
+    questions: mpsc::Sender<Question>,
     upgrades: mpsc::Receiver<UpgradeAsked>,
     launcher: Launcher,
     pages: [PathBuf; 2],
@@ -90,6 +94,8 @@ pub(super) enum End {
         holder: Holder,
         /// Who asked for it.
         reply: Option<Reply>,
+        /// Where connections to the admin API wait.
+        admin_listener: Option<TcpListener>,
     },
 }
 
@@ -111,7 +117,7 @@ impl Reply {
 impl Term {
     /// Opens everything and starts the loop. The caller holds the lock.
     pub(super) async fn begin(parts: TermParts) -> anyhow::Result<Self> {
-        let TermParts { file, loaded: Loaded { desired, text, rejected }, replace_proxy, kept_listeners } = parts;
+        let TermParts { file, loaded: Loaded { desired, text, rejected }, replace_proxy, kept_listeners, admin_listener } = parts;
         limits::prepare_agent_limits()?;
         let opened = Store::open(&desired.state_dir)?;
         if let Some(moved) = &opened.corrupt_moved_to {
@@ -122,6 +128,9 @@ impl Term {
         let (settings_sender, settings) = watch::channel(Arc::new(first_look.settings));
         let in_force = watch::Sender::new(None);
         let (access_log_sender, access_log) = watch::channel(desired.proxy.access_log.clone());
+        let mut admin_key = KeyFile::default();
+        // What is wrong with it the loop tells.
+        let (admin_sender, admin_settings) = watch::channel(admin_key.look(desired.admin.as_ref()).0);
         let (changes, changed) = mpsc::channel(1);
         let watch = Watch::start(&file, changes)
             .inspect_err(|error| tracing::warn!(%error, "tenants.toml is not watched; it is still read every 5 s"))
@@ -143,6 +152,8 @@ impl Term {
                 instance_secret,
                 settings: settings_sender,
                 access_log: access_log_sender,
+                admin: admin_sender,
+                admin_key,
                 ring,
                 watch,
                 in_force: in_force.subscribe(),
@@ -179,15 +190,17 @@ impl Term {
         let (questions, asked) = mpsc::channel(16);
         let (ask_upgrade, upgrades) = mpsc::channel(1);
         let listener = admin::server::bind(&admin::socket(&desired.state_dir)).context("binding the agent's socket")?;
-        let socket = Socket::serve(listener, Desk { questions: questions.clone(), upgrades: ask_upgrade });
+        let desk = Desk { questions: questions.clone(), upgrades: ask_upgrade };
+        let (admin_news, admin) = mpsc::channel(4);
+        let doors = Doors::open(listener, desk, admin_settings, admin_listener, admin_news);
         let (to_loop, loop_signals) = mpsc::channel(4);
         let settled = agent.settled();
-        let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, questions: asked, signals: loop_signals }));
-        Ok(Self { file, to_loop, running, settled, supervisor, socket, questions, upgrades, launcher, pages, successor: None })
+        let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, admin, questions: asked, signals: loop_signals }));
+        Ok(Self { file, to_loop, running, settled, supervisor, doors, questions, upgrades, launcher, pages, successor: None })
     }
 
     /// For questions to the loop.
-    pub(super) fn questions(&self) -> mpsc::Sender<admin::server::Asked> {
+    pub(super) fn questions(&self) -> mpsc::Sender<Question> {
         self.questions.clone()
     }
 
@@ -235,8 +248,8 @@ impl Term {
                     tracing::info!(exe = %exe.display(), "an upgrade is asked for");
                     match Holder::start(&exe, &self.file).await {
                         Ok(holder) => {
-                            let socket = self.leave().await;
-                            return Ok(End::HandOver { exe: Some(exe), holder, reply: Some(Reply { sender, socket }) });
+                            let (socket, admin_listener) = self.leave().await;
+                            return Ok(End::HandOver { exe: Some(exe), holder, reply: Some(Reply { sender, socket }), admin_listener });
                         }
                         Err(error) => {
                             tracing::error!(%error, exe = %exe.display(), "the new program is not fit to take over");
@@ -248,8 +261,8 @@ impl Term {
                 Some(Ok(ready)) = async { Some(self.successor.as_mut()?.await) } => {
                     self.successor = None;
                     if let Some(holder) = ready {
-                        self.leave().await;
-                        return Ok(End::HandOver { exe: None, holder, reply: None });
+                        let (_, admin_listener) = self.leave().await;
+                        return Ok(End::HandOver { exe: None, holder, reply: None, admin_listener });
                     }
                 }
             }
@@ -261,15 +274,16 @@ impl Term {
         let _ = self.to_loop.send(signal).await;
     }
 
-    /// Lets go of everything, which goes on; nothing of this term acts any more. The agent's socket takes no more questions.
-    pub(super) async fn leave(self) -> Socket {
-        let socket = self.socket.close();
+    /// Lets go of everything, which goes on; nothing of this term acts any more. The agent's socket takes no more questions; what comes to the admin
+    /// API waits in its listener.
+    pub(super) async fn leave(self) -> (Socket, Option<TcpListener>) {
+        let (socket, admin_listener) = self.doors.leave().await;
         // The loop is gone only when it has ended.
         let _ = self.to_loop.send(Signal::HandOver).await;
         let _ = self.running.await;
         self.supervisor.detach().await;
         self.launcher.end();
-        socket
+        (socket, admin_listener)
     }
 
     /// The proxy first takes no more and finishes what is in flight, then the instances are stopped. A second signal skips the

@@ -248,8 +248,11 @@ pub(crate) static GITOPS: Section = section("gitops", "[gitops]", &[
 
 #[rustfmt::skip]
 pub(crate) static ADMIN: Section = section("admin", "[admin]", &[
-    key("listen", Kind::Address, Required, "\"127.0.0.1:3000\"", "TCP address of the admin API and /metrics"),
-    key("key_file", Kind::Path, Required, "\"/etc/sq-agent/admin.key\"", "file with the admin key, at least 32 bytes, mode 0600"),
+    key("listen", Kind::Address, Required, "\"127.0.0.1:3000\"", "TCP address of the admin API, plain HTTP: beyond loopback, put TLS before it"),
+    key("key_file", Kind::Path, Required, "\"/etc/sq-agent/admin.key\"", "file with the admin key, one line of at least 32 bytes, mode 0600"),
+    key("hosts", Kind::List(&Kind::Domain), Default("[]"), "[\"admin.example.com\"]", "names by which a loopback address may be asked beside its own, where a proxy before it passes Host on"),
+    key("rate", Kind::RateOrNone, Default("\"600/m\""), "\"600/m\"", "requests of one address (s, m, h, d); without the key a tenth, counted apart"),
+    key("burst", Kind::Integer { min: 0, max: MAX_BURST }, Default("100"), "100", "requests at once on top of that"),
 ]);
 
 #[rustfmt::skip]

@@ -385,6 +385,22 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// File with the admin key.
     pub key_file: PathBuf,
+    /// Names by which a loopback address may be asked beside its own.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Requests of one address that has the key; `None`: no limit.
+    #[serde(default)]
+    pub rate: Option<Rate>,
+    /// Requests at once on top of that.
+    #[serde(default)]
+    pub burst: u32,
+}
+
+impl Admin {
+    /// Where the file says nothing.
+    pub const RATE: Rate = Rate { count: 600, per_seconds: 60 };
+    /// Where the file says nothing.
+    pub const BURST: u32 = 100;
 }
 
 /// `[alerts]`.

@@ -241,7 +241,14 @@ impl Build<'_> {
 
     fn admin(&mut self, fields: &Fields) -> Option<Admin> {
         let key_file = self.file(fields, "key_file", Use::Random);
-        Some(Admin { listen: fields.address("listen")?, key_file: key_file? })
+        let burst = fields.number("burst").and_then(|burst| u32::try_from(burst).ok()).unwrap_or(Admin::BURST);
+        Some(Admin {
+            listen: fields.address("listen")?,
+            key_file: key_file?,
+            hosts: fields.texts("hosts").into_iter().map(|(name, _)| name).collect(),
+            rate: fields.rate_or_none("rate").unwrap_or(Some(Admin::RATE)),
+            burst,
+        })
     }
 
     fn alerts(&mut self, fields: &Fields) -> Alerts {

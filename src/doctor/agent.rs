@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::{
-    admin::status::{AcmeStatus, BackupStatus, CertificateStatus, DiskStatus, GitOpsStatus, Status, TenantStatus},
+    admin::status::{AcmeStatus, AdminStatus, BackupStatus, CertificateStatus, DiskStatus, GitOpsStatus, Status, TenantStatus},
     instance::isolation::{Isolation, Part},
 };
 
@@ -52,6 +52,7 @@ pub fn findings(status: &Status) -> Vec<Finding> {
     findings.extend(status.backup.as_ref().map(backup));
     findings.extend(status.gitops.as_ref().map(gitops));
     findings.extend(status.disk.as_ref().map(disk));
+    findings.extend(status.admin.as_ref().and_then(admin));
     findings.extend(tenants(&status.tenants));
     match agent.memory_enforced.as_str() {
         "kernel" => findings.push(Finding::ok("memory limits", "held by the kernel")),
@@ -121,6 +122,23 @@ fn gitops(status: &GitOpsStatus) -> Finding {
         _ if status.suspended => Finding::notice("gitops", format!("{applied}, and is followed no more"), "`sq-agent gitops resume`"),
         _ => Finding::ok("gitops", applied),
     }
+}
+
+/// Whether the admin API is where tenants.toml says, and who could hear its key.
+fn admin(admin: &AdminStatus) -> Option<Finding> {
+    if let Some(trouble) = &admin.trouble {
+        return Some(Finding::problem("admin API", trouble, "the agent tries again every 5 s, and at once when [admin] changes"));
+    }
+    let listen = admin.listen.as_ref()?;
+    let is_loopback = listen.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+    Some(match is_loopback {
+        true => Finding::ok("admin API", format!("on {listen}")),
+        false => Finding::notice(
+            "admin API",
+            format!("on {listen} without TLS: the key can be read on its way"),
+            "listen on 127.0.0.1 and put something with TLS before it, or keep it to a network that you trust",
+        ),
+    })
 }
 
 /// Whether writes are taken.
@@ -224,8 +242,21 @@ mod tests {
             backup: None,
             gitops: None,
             disk: None,
+            admin: None,
             tenants: vec![tenant("a", "ready", "answers")],
         }
+    }
+
+    #[test]
+    fn an_admin_api_that_strangers_can_hear_is_a_notice_and_one_that_is_not_there_a_problem() {
+        let severity = |listen: Option<&str>, trouble: Option<&str>| {
+            admin(&AdminStatus { listen: listen.map(str::to_owned), trouble: trouble.map(str::to_owned) }).map(|finding| finding.severity)
+        };
+        assert_eq!(severity(Some("127.0.0.1:3000"), None), Some(Severity::Ok));
+        assert_eq!(severity(Some("[::1]:3000"), None), Some(Severity::Ok));
+        assert_eq!(severity(Some("10.0.0.1:3000"), None), Some(Severity::Notice));
+        assert_eq!(severity(Some("127.0.0.1:3000"), Some("cannot")), Some(Severity::Problem));
+        assert_eq!(severity(None, None), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::TcpListener,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream as StdUnixStream,
@@ -17,6 +18,15 @@ use super::{
 };
 use crate::crash_point;
 use crate::framed::{Decoder, receive, send};
+
+/// What a holder hands over.
+#[derive(Debug)]
+pub struct Handed {
+    /// The lock on the state directory.
+    pub lock: OwnedFd,
+    /// The listener of the admin API, in which connections wait.
+    pub admin_listener: Option<TcpListener>,
+}
 
 /// A program that was started to take over.
 pub struct Heir {
@@ -43,16 +53,17 @@ impl Heir {
         Pid::from_raw(self.stream.peer_cred().ok()?.pid()?)
     }
 
-    /// Says that this program could take over; returns the lock on the state directory once the holder has let go of all else.
+    /// Says that this program could take over; returns what it is handed once the holder has let go of all else.
     ///
     /// # Errors
     /// The holder is gone or gave up waiting.
-    pub async fn inherit(&mut self) -> Result<OwnedFd, HandoverError> {
+    pub async fn inherit(&mut self) -> Result<Handed, HandoverError> {
         self.say(&ToHolder::Ready { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
         crash_point::reached("heir.ready");
         let ToHeir::Yours = receive(&self.stream, &mut self.decoder).await?.ok_or(HandoverError::Gone)?;
         crash_point::reached("heir.inherited");
-        self.decoder.descriptor().map_err(|_| HandoverError::NoLock)
+        let lock = self.decoder.descriptor().map_err(|_| HandoverError::NoLock)?;
+        Ok(Handed { lock, admin_listener: self.decoder.descriptor().ok().map(TcpListener::from) })
     }
 
     /// Says why this program cannot go on.

@@ -115,12 +115,13 @@ impl Holder {
         }
     }
 
-    /// Gives the heir the `lock`; returns once it has taken over.
+    /// Gives the heir the `lock`, and the listener of the admin API where there is one; returns once it has taken over.
     ///
     /// # Errors
     /// It did not: it has been ended, and everything is the holder's again.
-    pub async fn give(&mut self, lock: BorrowedFd<'_>) -> Result<(), HandoverError> {
-        let sent = send(&self.stream, &ToHeir::Yours, &[lock]).await;
+    pub async fn give(&mut self, lock: BorrowedFd<'_>, admin_listener: Option<BorrowedFd<'_>>) -> Result<(), HandoverError> {
+        let descriptors: Vec<_> = [lock].into_iter().chain(admin_listener).collect();
+        let sent = send(&self.stream, &ToHeir::Yours, &descriptors).await;
         crash_point::reached("holder.gave");
         let given = match sent {
             Ok(()) => match self.hear(TAKE_OVER).await {

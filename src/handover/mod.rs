@@ -7,7 +7,7 @@
 //!   own check (tenants.toml, state dir)
 //!   Ready  ------------------------------->
 //!                                           lets its tasks go, closes instances.db and the pages, keeps the lock
-//!          <-------------------------------  Yours + the lock's descriptor
+//!          <-------------------------------  Yours + the descriptors of the lock and of the admin API's listener
 //!   starts as any agent does: adopts
 //!   instances, replaces the proxy
 //!   Done   ------------------------------->
@@ -25,5 +25,5 @@ mod heir;
 mod holder;
 mod wire;
 
-pub use heir::Heir;
+pub use heir::{Handed, Heir};
 pub use holder::{HandoverError, Holder, hear_again};

@@ -18,6 +18,6 @@ pub(super) enum ToHolder {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ToHeir {
-    /// The host is the heir's from now on. Descriptor: the lock on the state directory.
+    /// The host is the heir's from now on. Descriptors: the lock on the state directory, and, where there is one, the listener of the admin API.
     Yours,
 }

@@ -46,7 +46,7 @@ mod problem;
 pub mod process;
 pub(crate) mod proxy_header;
 mod quota;
-mod request_id;
+pub(crate) mod request_id;
 mod retirement;
 pub mod ring;
 mod room;

@@ -6,7 +6,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{core::Core, event::Event, host::Host};
 use crate::{
-    admin::server::{Answer, Asked, Reply},
+    admin::{
+        question::{Answer, Asked, Reply},
+        status::AdminStatus,
+    },
     instance::{Process, binary::SqBinary},
     observed::Moment,
     proxy::supervisor::ProxyEvent,
@@ -33,6 +36,8 @@ pub struct Inputs {
     pub changed: mpsc::Receiver<()>,
     /// From the proxy.
     pub proxy: mpsc::Receiver<ProxyEvent>,
+    /// From who serves the admin API on TCP.
+    pub admin: mpsc::Receiver<AdminStatus>,
     /// From the agent's socket.
     pub questions: mpsc::Receiver<Asked>,
     /// SIGHUP, and the end.
@@ -78,6 +83,7 @@ impl Agent {
                 }
                 Some(()) = inputs.changed.recv() => self.core.reload(Moment::now()),
                 Some(event) = inputs.proxy.recv() => self.core.hear_proxy(event, Moment::now()),
+                Some(stands) = inputs.admin.recv() => self.core.hear_door(stands),
                 Some((question, answer)) = inputs.questions.recv() => {
                     match self.core.answer(question, Moment::now()) {
                         Reply::Now(said) => _ = answer.send(said),

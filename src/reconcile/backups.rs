@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     admin::{
-        server::Answer,
+        question::Answer,
         status::{BackupBegun, BackupStatus},
     },
     backup::{Book, Report, book::Note},

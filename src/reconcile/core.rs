@@ -30,7 +30,7 @@ use super::{
     world::{Records, World},
 };
 use crate::{
-    admin::status::ProxyStatus,
+    admin::status::{AdminStatus, ProxyStatus},
     desired::{Desired, TenantId},
     instance::{scan::Found, usage::Memory},
     observed::{Known, Moment, Observed, State},
@@ -81,6 +81,8 @@ pub struct Core<W: World> {
     pub(super) health: Health,
     pub(super) programs: Programs,
     pub(super) proxy: ProxyStatus,
+    /// The admin API on TCP.
+    pub(super) admin: AdminStatus,
     /// Copies off this host.
     pub(super) backups: Backups,
     pub(super) following: Following,
@@ -190,6 +192,7 @@ impl<W: World> Core<W> {
             health: Health::new(),
             programs,
             proxy: ProxyStatus::default(),
+            admin: AdminStatus::default(),
             backups,
             following,
             keeping: Keeping::new(now),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     admin::{
-        server::{Answer, GitOpsAsked},
+        question::{Answer, GitOpsAsked},
         status::{GitOpsStatus, SyncBegun},
     },
     gitops::{Book, Report},

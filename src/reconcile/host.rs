@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     acme,
+    admin::{self, settings::KeyFile},
     backup::{self, Job, Report},
     certificate::Facts,
     child::Running,
@@ -40,10 +41,10 @@ use crate::{
         ring::{self, Look, Ring},
         settings::Settings,
     },
-    route::{Activity, Row, TableError, TableWriter},
+    route::{Activity, Row, SlotActivity, SlotSnapshot, TableError, TableWriter},
     secret::Secret,
     snapshot::{Reason, RestoreOrder, SnapshotOrder},
-    store::{InstanceRecord, Store, StoreError, TenantRecord, unix_now},
+    store::{self, InstanceRecord, Store, StoreError, TenantRecord, unix_now},
 };
 
 /// What the real world is made of.
@@ -64,6 +65,10 @@ pub struct HostParts {
     pub settings: watch::Sender<Arc<Settings>>,
     /// Where goes what tenants.toml says of the access log.
     pub access_log: watch::Sender<AccessLog>,
+    /// Where goes what it says of the admin API.
+    pub admin: watch::Sender<Option<Arc<admin::settings::Settings>>>,
+    /// The key that is a part of that.
+    pub admin_key: KeyFile,
     /// What they are made of.
     pub ring: Ring,
     /// On tenants.toml, and to be on the files that it names.
@@ -166,7 +171,8 @@ impl World for Host {
     }
 
     fn renew_settings(&mut self, desired: &Desired) -> Vec<String> {
-        let files = ring::files(desired);
+        let mut files = ring::files(desired);
+        files.extend(desired.admin.as_ref().map(|admin| admin.key_file.clone()));
         if let Some(watch) = self.parts.watch.as_ref().filter(|_| files != self.watched) {
             watch.follow(files.clone());
             self.watched = files;
@@ -177,6 +183,9 @@ impl World for Host {
         send_changed(&self.parts.settings, Arc::new(settings));
         send_changed(&self.parts.access_log, desired.proxy.access_log.clone());
         troubles.extend(self.key_sets.troubles());
+        let (admin, trouble) = self.parts.admin_key.look(desired.admin.as_ref());
+        send_changed(&self.parts.admin, admin);
+        troubles.extend(trouble);
         troubles
     }
 
@@ -368,6 +377,10 @@ impl World for Host {
         self.parts.activity.slot(slot).map_or(0, |slot| slot.snapshot().requests)
     }
 
+    fn activity(&self, slot: u32) -> Option<SlotSnapshot> {
+        self.parts.activity.slot(slot).map(SlotActivity::snapshot)
+    }
+
     fn requests_on(&self, slot: u32, day: u32) -> u32 {
         self.parts.activity.slot(slot).map_or(0, |slot| slot.admitted_on(day))
     }
@@ -500,6 +513,16 @@ impl Records for Store {
 
     fn keep_backups(&mut self, kept: &str) -> Result<(), StoreError> {
         self.set_note("backups", kept)
+    }
+
+    fn events(
+        &mut self,
+        id: Option<&TenantId>,
+        kind: Option<&str>,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<store::Event>, StoreError> {
+        self.events_of(id, kind, before, limit)
     }
 
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

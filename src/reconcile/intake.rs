@@ -73,8 +73,5 @@ pub fn pending_restart(started_with: &Desired, now: &Desired) -> Vec<String> {
     if started_with.isolation != now.isolation {
         keys.push("[agent] isolation".to_owned());
     }
-    if started_with.admin != now.admin {
-        keys.push("[admin]".to_owned());
-    }
     keys
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     admin::{
-        server::{Answer, Reply},
+        question::{Answer, Reply},
         status::{RestoreAnswer, RestoreRequest, SnapshotAnswer},
     },
     desired::TenantId,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+mod asked;
 pub mod backoff;
 mod backups;
 mod certificates;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     admin::{
-        server::{Answer, Question, Reply},
+        question::{Answer, Question, Reply},
         status::{AgentStatus, DiskStatus, ProxyStatus, Status, TenantStatus},
     },
     desired::{TenantId, size_text},
@@ -31,6 +31,16 @@ impl<W: World> Core<W> {
             Question::Restart(id) => self.restart(&id),
             Question::GitOps(asked) => self.ask_gitops(asked, now),
             Question::Backup { may_make } => self.ask_for_backup(may_make, now),
+            Question::Tenant(id) => self.tell_of_tenant(&id, now),
+            Question::Tenants(wish) => self.tell_of_tenants(&wish, now),
+            Question::Usage(id) => self.tell_usage(&id, now),
+            Question::Usages(wish) => self.tell_usages(&wish, now),
+            Question::Health => self.tell_health(now),
+            Question::Events(wish) => self.tell_events(&wish),
+            Question::Note(id, kind, detail) => {
+                self.note_event(id.as_ref(), kind, &detail);
+                json(&())
+            }
         })
     }
 
@@ -95,11 +105,12 @@ impl<W: World> Core<W> {
             backup: self.backup_status(),
             gitops: self.gitops_status(),
             disk: self.room.disk.map(|DiskSpace { total, free }| DiskStatus { total, free, writes_refused: self.observed.disk_low }),
+            admin: self.desired.admin.as_ref().map(|_| self.admin.clone()),
             tenants: self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect(),
         }
     }
 
-    fn tenant_status(&self, id: &TenantId, known: &Known, now: Moment) -> TenantStatus {
+    pub(super) fn tenant_status(&self, id: &TenantId, known: &Known, now: Moment) -> TenantStatus {
         let running = match &known.state {
             State::Running(running) => Some(running),
             _ => None,
@@ -135,7 +146,7 @@ pub(super) fn json(value: &impl serde::Serialize) -> Answer {
 }
 
 /// The word of design and table.
-fn state_word(state: RouteState) -> &'static str {
+pub(super) fn state_word(state: RouteState) -> &'static str {
     match state {
         RouteState::Starting => "starting",
         RouteState::Ready => "ready",

@@ -23,9 +23,9 @@ use crate::{
     },
     observed::{Moment, Restore},
     proxy::front::Source,
-    route::{Row, TableError},
+    route::{Row, SlotSnapshot, TableError},
     snapshot::Reason,
-    store::{InstanceRecord, StoreError, TenantRecord},
+    store::{self, InstanceRecord, StoreError, TenantRecord},
 };
 
 /// Names one live process and can never come to mean another.
@@ -147,6 +147,8 @@ pub trait World {
     fn last_answer(&self, slot: u32) -> Option<u32>;
     /// Requests that the proxy took for the tenant in `slot`.
     fn requests(&self, slot: u32) -> u64;
+    /// What the proxies counted for the tenant in `slot`.
+    fn activity(&self, slot: u32) -> Option<SlotSnapshot>;
     /// Those of them that were let in on `day` (days since 1970, UTC).
     fn requests_on(&self, slot: u32, day: u32) -> u32;
     /// Lines of the access log that the proxies could not write.
@@ -198,6 +200,14 @@ pub trait Records {
     fn gitops(&mut self) -> Result<Option<String>, StoreError>;
     /// Keeps what is known of the repository that tenants.toml comes from.
     fn keep_gitops(&mut self, kept: &str) -> Result<(), StoreError>;
+    /// The last `limit` events before the number `before`, of this tenant and kind where these are given; the newest first.
+    fn events(
+        &mut self,
+        id: Option<&TenantId>,
+        kind: Option<&str>,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<store::Event>, StoreError>;
     /// Notes an event for people.
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError>;
 }

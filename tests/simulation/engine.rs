@@ -8,7 +8,7 @@ use std::{
 };
 
 use sq_agent::{
-    admin::{server::Question, status::RestoreRequest},
+    admin::{question::Question, status::RestoreRequest},
     desired::TenantId,
     observed::{self, Moment},
     proxy::{NudgeReason, supervisor::ProxyEvent},

@@ -22,9 +22,9 @@ use sq_agent::{
         event::{Change, Drain, Event, Unproved},
         world::{Records, Refusal, Start, World},
     },
-    route::{Row, TableError},
+    route::{Row, SlotSnapshot, TableError},
     snapshot::Reason,
-    store::{InstanceRecord, StoreError, TenantRecord},
+    store::{self, InstanceRecord, StoreError, TenantRecord},
 };
 
 use crate::{
@@ -354,6 +354,10 @@ impl World for SimWorld {
         0
     }
 
+    fn activity(&self, _slot: u32) -> Option<SlotSnapshot> {
+        None
+    }
+
     fn requests_on(&self, _slot: u32, _day: u32) -> u32 {
         0
     }
@@ -524,6 +528,16 @@ impl Records for SimRecords {
             state.programs = Some(kept.to_owned());
             Ok(())
         })
+    }
+
+    fn events(
+        &mut self,
+        _id: Option<&TenantId>,
+        _kind: Option<&str>,
+        _before: Option<u64>,
+        _limit: u32,
+    ) -> Result<Vec<store::Event>, StoreError> {
+        Ok(Vec::new())
     }
 
     fn event(&mut self, _at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

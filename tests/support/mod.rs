@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part of it
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // as in any test; the lint only knows #[test] functions
 
+pub mod admin;
 pub mod client;
 pub mod dice;
 pub mod host;
