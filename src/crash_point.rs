@@ -8,7 +8,7 @@
 pub const VARIABLE: &str = "SQ_AGENT_CRASH_AT";
 
 /// Every place, in the order of a life.
-pub const POINTS: [&str; 40] = [
+pub const POINTS: [&str; 42] = [
     "file.kept",        // tenants.toml is in force, its last good copy kept
     "take_in.noted",    // a new tenant has its slot and what is in force for it
     "apply.noted",      // a known tenant's limits are noted
@@ -40,7 +40,9 @@ pub const POINTS: [&str; 40] = [
     "restore.done",     // all are
     "restore.told",     // the loop knows
     "gitops.fetched",   // the head of the branch is here
+    "gitops.judged",    // it is good, and what a person wrote is kept
     "gitops.put",       // its file is in place, the loop does not know
+    "gitops.told",      // the loop knows, and has not noted it
     "proxy.spawned",    // a proxy process exists
     "proxy.serves",     // it serves
     "heir.ready",       // a new program could take over

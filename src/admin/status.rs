@@ -136,6 +136,12 @@ pub struct GitOpsStatus {
     pub refused: Option<Commit>,
     /// Why not, and what to do.
     pub refused_because: Option<String>,
+    /// Webhooks are taken.
+    #[serde(default)]
+    pub webhook: bool,
+    /// When the last one came, RFC 3339.
+    #[serde(default)]
+    pub last_webhook: Option<String>,
     /// When the repository was last looked at with success, RFC 3339.
     pub last_good: Option<String>,
     /// Since when it cannot be looked at, RFC 3339.

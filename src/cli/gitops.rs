@@ -100,6 +100,9 @@ pub(super) fn lines(status: &GitOpsStatus) -> Vec<String> {
         (Some(commit), Some(at)) => format!("  in force: {} by {}, since {at}: {}", commit.short(), commit.author, commit.subject),
         _ => "  in force: no commit yet".to_owned(),
     });
+    if status.webhook {
+        lines.push(format!("  last webhook: {}", status.last_webhook.as_deref().unwrap_or("none so far")));
+    }
     if let (Some(commit), Some(why)) = (&status.refused, &status.refused_because) {
         lines.push(format!("  refused: {} by {} ({}): {why}", commit.short(), commit.author, commit.subject));
     }

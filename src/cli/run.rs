@@ -77,6 +77,7 @@ impl Git {
             known_hosts_file: None,
             token_file: self.git_token_file.clone(),
             verify: self.git_verify.clone(),
+            webhook_secret_file: None,
             git: GitOps::GIT.into(),
         })
     }

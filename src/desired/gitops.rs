@@ -23,6 +23,9 @@ pub struct GitOps {
     pub token_file: Option<PathBuf>,
     /// `verify`: an allowed_signers file (ssh) or a GnuPG home; only commits that one of its keys signed are applied.
     pub verify: Option<PathBuf>,
+    /// `webhook_secret_file`: what a forge signs its webhooks with; where left out, none is taken.
+    #[serde(default)]
+    pub webhook_secret_file: Option<PathBuf>,
     /// `git`: the program.
     pub git: PathBuf,
 }

@@ -214,6 +214,7 @@ impl Build<'_> {
         let known_hosts_file = self.file(fields, "known_hosts_file", Use::Public);
         let token_file = self.file(fields, "token_file", Use::Secret);
         let verify = self.file(fields, "verify", Use::Keys);
+        let webhook_secret_file = self.file(fields, "webhook_secret_file", Use::Random);
         Some(GitOps {
             url: fields.text("url")?,
             branch: fields.text("branch").unwrap_or_else(|| GitOps::BRANCH.into()),
@@ -223,6 +224,7 @@ impl Build<'_> {
             known_hosts_file,
             token_file,
             verify,
+            webhook_secret_file,
             git: self.program(fields.path("git").unwrap_or_else(|| GitOps::GIT.into())),
         })
     }

@@ -14,6 +14,8 @@ use crate::{
 
 /// An agent that has just started has more urgent things to do.
 const AFTER_START: Duration = Duration::from_secs(2);
+/// From one look for a push to the next: a storm of webhooks makes no storm of looks.
+const AFTER_PUSH: Duration = Duration::from_secs(1);
 /// The longest pause after looks that failed, seconds; it doubles from the interval.
 const LONGEST_PAUSE: u64 = 600;
 /// So long without a good look is told as an alert, seconds.
@@ -88,6 +90,8 @@ struct Kept {
     /// The head that cannot be applied, and why.
     refused: Option<(Commit, String)>,
     suspended: bool,
+    /// The last webhook.
+    pushed_at: Option<u64>,
     /// The last look that went well.
     last_good: Option<u64>,
     /// Since when none has, and why.
@@ -115,6 +119,10 @@ pub struct Book {
     last: (String, bool),
     /// A look that a person asked for, and whether a rewritten branch may be followed.
     asked: Option<(u64, bool)>,
+    /// A webhook came since the last look began.
+    pushed: bool,
+    /// No look for a push begins before.
+    next_for_push: Moment,
     /// No look begins by itself before.
     next: Moment,
     /// Seconds between looks, as the last one was told.
@@ -135,6 +143,8 @@ impl Book {
             finished: 0,
             last: (String::new(), true),
             asked: None,
+            pushed: false,
+            next_for_push: started,
             next: started + AFTER_START,
             interval: GitOps::INTERVAL,
         }
@@ -145,7 +155,17 @@ impl Book {
         serde_json::to_string(&self.kept).unwrap_or_default()
     }
 
-    /// A person, or a push, wants a look now. Returns its number: one that is under way may have begun too early.
+    /// A webhook says that somebody pushed. A look that is under way may have begun too early for that.
+    pub fn pushed(&mut self, unix_now: u64) {
+        (self.pushed, self.kept.pushed_at) = (true, Some(unix_now));
+    }
+
+    /// When the look for a push is due that has to wait for its time, and for nothing else.
+    pub fn push_waits_until(&self) -> Option<Moment> {
+        (self.pushed && !self.kept.suspended && self.under_way.is_none()).then_some(self.next_for_push)
+    }
+
+    /// A person wants a look now. Returns its number: one that is under way may have begun too early.
     pub fn ask(&mut self, accept_rewrite: bool) -> u64 {
         if let Some((number, accept)) = &mut self.asked {
             *accept |= accept_rewrite;
@@ -173,9 +193,14 @@ impl Book {
             return None;
         }
         let by_itself = now >= self.next && !self.kept.suspended;
+        let for_push = self.push_waits_until().is_some_and(|due| now >= due);
         let asked = self.asked.take();
-        if asked.is_none() && !by_itself {
+        if asked.is_none() && !by_itself && !for_push {
             return None;
+        }
+        // Whatever it is made for, it sees what was pushed by now.
+        if std::mem::take(&mut self.pushed) {
+            self.next_for_push = now + AFTER_PUSH;
         }
         let (number, accept_rewrite) = asked.unwrap_or_else(|| {
             self.given += 1;
@@ -296,6 +321,8 @@ impl Book {
             applied_at: applied.map(|applied| rfc3339(applied.at)),
             refused: self.kept.refused.as_ref().map(|(commit, _)| commit.clone()),
             refused_because: self.kept.refused.as_ref().map(|(_, why)| why.clone()),
+            webhook: source.webhook_secret_file.is_some(),
+            last_webhook: self.kept.pushed_at.map(rfc3339),
             last_good: self.kept.last_good.map(rfc3339),
             failing_since: self.kept.failing.as_ref().map(|(since, _)| rfc3339(*since)),
             last_error: self.kept.failing.as_ref().map(|(_, why)| why.clone()),
@@ -367,6 +394,51 @@ mod tests {
         assert!(host.after(59).is_none());
         assert!(host.after(1).is_some());
         assert_eq!((spread(60, 0.0), spread(60, 1.0)), (Duration::from_secs(54), Duration::from_secs(66)));
+    }
+
+    #[test]
+    fn a_push_is_looked_at_at_once_and_a_storm_of_them_once_a_second_and_once_more_after_it() {
+        let mut host = Host::new();
+        let job = host.after(2).unwrap();
+        host.done(job.number, Outcome::InPlace(commit("a"), "h".into()));
+        assert_eq!(host.book.push_waits_until(), None);
+        // A hundred a second for ten seconds, each look taking no time.
+        let (start, mut looks) = (host.now, Vec::new());
+        for step in 0..1_000 {
+            host.now = start + Duration::from_millis(10 * step);
+            host.book.pushed(host.unix_now);
+            if let Some(job) = host.after(0) {
+                looks.push(host.now.since(start).as_millis());
+                host.done(job.number, Outcome::InPlace(commit("a"), "h".into()));
+            }
+        }
+        assert_eq!(looks, (0..10).map(|second| 1_000 * second).collect::<Vec<_>>());
+        assert_eq!(host.book.push_waits_until(), Some(start + Duration::from_secs(10)), "the last ones are not forgotten");
+        host.now = start + Duration::from_secs(10);
+        let job = host.after(0).unwrap();
+        // One that comes while a look is under way may be too late for it.
+        host.book.pushed(host.unix_now);
+        assert!(host.after(5).is_none());
+        assert_eq!(host.book.push_waits_until(), None, "it waits for the look");
+        host.done(job.number, Outcome::InPlace(commit("a"), "h".into()));
+        assert!(host.after(0).is_some());
+    }
+
+    #[test]
+    fn when_the_last_webhook_came_is_known_also_to_the_next_agent_and_suspended_none_is_looked_at() {
+        let mut host = Host::new();
+        let source = GitOps { webhook_secret_file: Some("/w".into()), ..host.in_force.gitops.clone().unwrap() };
+        let job = host.after(2).unwrap();
+        host.done(job.number, Outcome::InPlace(commit("a"), "h".into()));
+        assert_eq!(host.book.status(&source).last_webhook, None);
+        host.book.suspend(true, host.now);
+        host.book.pushed(1_000_000);
+        assert!(host.after(10).is_none());
+        assert_eq!(host.book.push_waits_until(), None);
+        host.book = Book::new(Some(&host.book.kept()), host.now);
+        let status = host.book.status(&source);
+        assert_eq!((status.webhook, status.last_webhook.as_deref()), (true, Some("1970-01-12T13:46:40Z")));
+        assert!(!host.book.status(&GitOps { webhook_secret_file: None, ..source }).webhook);
     }
 
     #[test]

@@ -34,7 +34,10 @@ pub(super) enum GitError {
     BrokenOff,
     #[error("git {command}: {said}{remedy}")]
     Said { command: String, said: String, remedy: &'static str },
-    #[error("the agent may not write {}: {error}; let tenants.toml be a link to a file beside the state directory's, which it may", file.display())]
+    #[error(
+        "the agent may not write beside {}: {error}; move it to a directory that the agent may write, such as its state directory, and put a link to it in its place",
+        file.display()
+    )]
     NotWritable { file: PathBuf, error: io::Error },
     #[error(transparent)]
     File(#[from] FileError),
@@ -94,7 +97,8 @@ impl Git {
         let mut config = settings(source.verify.as_deref());
         config.extend(token.as_ref().map(|token| ("http.extraHeader", format!("Authorization: Basic {}", basic(token)))));
         let mut environment: Vec<(OsString, OsString)> = child::passed_on().collect();
-        // Instead of the agent's: an empty home has no settings, no credentials and no keys but those that are named here.
+        // Instead of the agent's: git finds no settings and no credentials there. (ssh asks the user database for its home, and so still
+        // has the keys of the agent's user where no `ssh_key_file` is named.)
         environment.extend([("HOME", home.as_os_str()), ("GIT_CONFIG_GLOBAL", "/dev/null".as_ref())].map(|(k, v)| (k.into(), v.into())));
         environment.extend(
             [
@@ -221,12 +225,22 @@ impl Git {
     }
 
     fn said(&self, command: String, said: &str) -> GitError {
-        let mut text = plain(said.trim());
-        if let Some(secret) = &self.secret {
-            text = text.replace(secret.as_str(), "[redacted]").replace(&basic(secret), "[redacted]");
-        }
-        GitError::Said { command, remedy: remedy(&text), said: text }
+        let remedy = match remedy(said) {
+            // A server that takes no token asks as if it had seen none.
+            NO_TOKEN if self.secret.is_some() => BAD_TOKEN,
+            remedy => remedy,
+        };
+        GitError::Said { command, remedy, said: shown(said, self.secret.as_deref()) }
     }
+}
+
+/// What git said as people are shown it: without the frame that ssh draws around a warning, and without `secret`.
+fn shown(said: &str, secret: Option<&str>) -> String {
+    let mut text = said.lines().filter(|line| !line.starts_with('@')).collect::<Vec<_>>().join(" ");
+    if let Some(secret) = secret {
+        text = text.replace(secret, "[redacted]").replace(&basic(secret), "[redacted]");
+    }
+    plain(text.trim())
 }
 
 /// One line without control characters, of a length that a log bears.
@@ -275,14 +289,20 @@ fn basic(token: &str) -> String {
     STANDARD.encode(format!("x-access-token:{token}"))
 }
 
+const NO_TOKEN: &str = ": the repository is not public: name a `token_file` under [gitops]";
+const BAD_TOKEN: &str = ": `token_file` under [gitops] needs a token that may read the repository";
+
 /// What to do about what git says.
 fn remedy(said: &str) -> &'static str {
     const KNOWN: [(&str, &str); 11] = [
         ("couldn't find remote ref", ": is `branch` under [gitops] right, and is there a commit on it?"),
         ("Permission denied (publickey", ": give the repository the public half of `ssh_key_file` as a deploy key"),
-        ("Host key verification failed", ": does the server have another key than `known_hosts_file` says?"),
-        ("Authentication failed", ": `token_file` under [gitops] needs a token that may read the repository"),
-        ("could not read Username", ": the repository is not public: name a `token_file` under [gitops]"),
+        (
+            "Host key verification failed",
+            ": the server has another key than `known_hosts_file` says (where none is named, gitops/known_hosts in the state directory): if it is to be believed, put its new key there",
+        ),
+        ("Authentication failed", BAD_TOKEN),
+        ("could not read Username", NO_TOKEN),
         ("No space left on device", ": the disk of the state directory is full"),
         ("Could not resolve host", ": the network or its name server is out of reach; tried again"),
         ("unable to access", ": is the server reachable?"),
@@ -291,4 +311,59 @@ fn remedy(said: &str) -> &'static str {
         ("Could not read from remote repository", ": is `url` under [gitops] right, and the server reachable?"),
     ];
     KNOWN.iter().find(|(part, _)| said.contains(part)).map_or("", |(_, remedy)| remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What ssh says of a server that shows another key, shortened at the places that do not matter.
+    const IMPOSTOR: &str = "@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r\n\
+        @    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\r\n\
+        @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r\n\
+        IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\r\n\
+        Someone could be eavesdropping on you right now (man-in-the-middle attack)!\r\n\
+        It is also possible that a host key has just been changed.\r\n\
+        The fingerprint for the ED25519 key sent by the remote host is\nSHA256:WVEDaH689nvxw2ZPMLcKCcehbVQSF8neOYoNs27LUm8.\r\n\
+        Please contact your system administrator.\r\n\
+        Add correct host key in /var/lib/sq/gitops/known_hosts to get rid of this message.\r\n\
+        Offending ED25519 key in /var/lib/sq/gitops/known_hosts:1\r\n\
+        Host key for [127.0.0.1]:12345 has changed and you have requested strict checking.\r\n\
+        Host key verification failed.\r\n\
+        fatal: Could not read from remote repository.\n\nPlease make sure you have the correct access rights\nand the repository exists.\n";
+
+    #[test]
+    fn a_remedy_is_found_however_long_git_speaks_and_what_is_shown_is_short() {
+        assert!(IMPOSTOR.len() > 700 && remedy(IMPOSTOR).contains("`known_hosts_file`"), "{}", remedy(IMPOSTOR));
+        let shown = shown(IMPOSTOR, None);
+        assert!(shown.starts_with("IT IS POSSIBLE") && shown.contains("SHA256:WVED") && shown.len() <= 500, "{shown}");
+        assert!(!shown.contains(['@', '\r', '\n']), "{shown}");
+    }
+
+    #[test]
+    fn a_token_is_shown_in_no_form_also_where_the_text_is_cut() {
+        let token = "glpat-4f9d1c7be2a05836";
+        for padding in [0, 480, 490, 600] {
+            let said = format!("{}{token} and {}", "x".repeat(padding), basic(token));
+            let shown = shown(&said, Some(token));
+            assert!(!shown.contains("glpat") && !shown.contains(&basic(token)[..12]), "{padding}: {shown}");
+        }
+    }
+
+    #[test]
+    fn every_known_complaint_has_a_remedy_and_an_unknown_one_none() {
+        for (said, part) in [
+            ("fatal: couldn't find remote ref refs/heads/next", "`branch`"),
+            ("git@host: Permission denied (publickey).\r\nfatal: Could not read from remote repository.", "deploy key"),
+            ("fatal: could not read Username for 'https://x': terminal prompts disabled", "`token_file`"),
+            ("error: file write error: No space left on device", "is full"),
+            ("fatal: unable to access 'https://x/': Could not resolve host: x", "name server"),
+            ("fatal: '/srv/none' does not appear to be a git repository\nfatal: Could not read from remote repository.", "`url`"),
+            ("ssh: connect to host x port 22: Connection refused\r\nfatal: Could not read from remote repository.", "reachable"),
+            ("fatal: transport 'ext' not allowed", "only https"),
+        ] {
+            assert!(remedy(said).contains(part), "{said}: {}", remedy(said));
+        }
+        assert_eq!(remedy("fatal: bad object"), "");
+    }
 }

@@ -39,7 +39,8 @@ pub fn start(job: Job, file: PathBuf, state_dir: PathBuf, report: impl FnOnce(Re
 /// # Errors
 /// In words, with a remedy.
 pub fn first(source: &GitOps, file: &Path) -> Result<Commit, String> {
-    let place = file.with_extension("gitops");
+    // Beside a link nothing may be written, perhaps.
+    let place = target(file).with_extension("gitops");
     let fetched = (|| {
         let git = Git::new(source, &place, Cancel::default())?;
         let head = git.fetch(&source.branch)?;
@@ -83,6 +84,7 @@ fn apply(job: &Job, git: &Git, head: &Commit, place: &Path, file: &Path) -> Resu
     // What stands there and came from no commit was written by a person: it is kept.
     let edited = standing.filter(|standing| job.applied_hash.as_ref() != Some(&desired::hash(standing)));
     let aside = edited.map(|edited| keep_aside(place, &edited)).transpose()?;
+    crash_point::reached("gitops.judged");
     put(file, &text)?;
     crash_point::reached("gitops.put");
     Ok(Outcome::Put { commit, hash: desired::hash(&text), aside })
@@ -118,9 +120,14 @@ fn keep_aside(place: &Path, text: &str) -> Result<PathBuf, FileError> {
     Ok(path)
 }
 
+/// `file`, or what it names where it is a link.
+fn target(file: &Path) -> PathBuf {
+    fs::read_link(file).map_or_else(|_| file.to_owned(), |target| file.parent().unwrap_or(Path::new("/")).join(target))
+}
+
 /// Puts `text` in place at `file` in one step, for whoever could read it before. A link stays one: what it names is replaced.
 fn put(file: &Path, text: &str) -> Result<(), GitError> {
-    let file = fs::read_link(file).map_or_else(|_| file.to_owned(), |target| file.parent().unwrap_or(Path::new("/")).join(target));
+    let file = target(file);
     file::write_whole(&file, text.as_bytes()).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => GitError::NotWritable { file, error },
         _ => failed("writing", &file)(error).into(),

@@ -7,7 +7,7 @@ use crate::{desired::TenantId, proxy::settings::Settings};
 /// Raised when either end would no longer understand the other's words. Two are for ever, so that a proxy of any version can be replaced:
 /// [`ToProxy::Shutdown`], and of [`Hello`] `pid`, `side`, `listeners`, `protocol` and `retiring`. More fields may join them; those of a version
 /// that lacks them count as 0, no, or unknown.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 
 /// Agent to proxy.
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,6 +71,8 @@ pub(crate) enum ToAgent {
     AccessLog,
     /// A token names a kid that no key has: the keys of identity providers are to be fetched anew. Said at most every 30 s.
     UnknownKid,
+    /// A webhook says that somebody pushed to the repository that tenants.toml comes from. Many at once are said once.
+    Pushed,
     /// The guard is gone: writes are refused until there is another.
     GuardLost,
     /// It was told to end and does so now. Requests that did not finish in time: `cut`.

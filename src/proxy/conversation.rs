@@ -6,13 +6,15 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
     },
+    sync::Arc,
     time::Duration,
 };
 
 use rustix::net::sockopt::socket_peercred;
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::mpsc,
+    sync::{Notify, mpsc},
+    time::{Instant, sleep_until},
 };
 
 use super::control::{Hello, NudgeReason, ToAgent, ToProxy};
@@ -22,6 +24,20 @@ use crate::framed::{ControlError, Decoder, WireError, receive, send};
 /// Tenants whose instances are missed, on their way to the agent.
 pub(crate) type Nudges = mpsc::Receiver<(TenantId, NudgeReason)>;
 
+/// Between two words about pushes. What comes meanwhile is said once, behind it.
+const PUSHED_AGAIN: Duration = Duration::from_millis(100);
+
+/// What happens in this process that the agent is to be told.
+pub(crate) struct News {
+    pub(crate) nudges: Nudges,
+    /// A token names a kid that no key has.
+    pub(crate) unknown_kids: mpsc::Receiver<()>,
+    /// The guard is gone.
+    pub(crate) lost: mpsc::Receiver<()>,
+    /// A webhook came.
+    pub(crate) pushes: Arc<Notify>,
+}
+
 /// See the file's description.
 pub(crate) struct Conversation {
     control: UnixListener,
@@ -29,29 +45,20 @@ pub(crate) struct Conversation {
     decoder: Decoder,
     /// The user whose agent may command this process.
     owner: u32,
-    nudges: Nudges,
-    /// A token names a kid that no key has.
-    unknown_kids: mpsc::Receiver<()>,
+    news: News,
     /// The guard is gone, and the agent is to be told.
-    lost: mpsc::Receiver<()>,
     untold: bool,
+    /// No word about a push before.
+    next_push: Instant,
 }
 
 impl Conversation {
     /// Goes on with an agent that has been greeted. Call it inside the runtime.
-    pub(crate) fn go_on(
-        control: StdUnixListener,
-        agent: StdUnixStream,
-        decoder: Decoder,
-        owner: u32,
-        nudges: Nudges,
-        unknown_kids: mpsc::Receiver<()>,
-        lost: mpsc::Receiver<()>,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn go_on(control: StdUnixListener, agent: StdUnixStream, decoder: Decoder, owner: u32, news: News) -> std::io::Result<Self> {
         control.set_nonblocking(true)?;
         agent.set_nonblocking(true)?;
         let (control, agent) = (UnixListener::from_std(control)?, Some(UnixStream::from_std(agent)?));
-        Ok(Self { control, agent, decoder, owner, nudges, unknown_kids, lost, untold: false })
+        Ok(Self { control, agent, decoder, owner, news, untold: false, next_push: Instant::now() })
     }
 
     /// The next word of the agent, or of the one after it, which is greeted by `hello` and given `listeners`.
@@ -80,9 +87,13 @@ impl Conversation {
                     }
                     Err(error) => self.lose(&error),
                 },
-                Some((id, reason)) = self.nudges.recv() => self.say(&ToAgent::Nudge { id, reason }).await,
-                Some(()) = self.unknown_kids.recv() => self.say(&ToAgent::UnknownKid).await,
-                Some(()) = self.lost.recv() => self.untold = true,
+                Some((id, reason)) = self.news.nudges.recv() => self.say(&ToAgent::Nudge { id, reason }).await,
+                Some(()) = self.news.unknown_kids.recv() => self.say(&ToAgent::UnknownKid).await,
+                () = pushed(&self.news.pushes, self.next_push) => {
+                    self.next_push = Instant::now() + PUSHED_AGAIN;
+                    self.say(&ToAgent::Pushed).await;
+                }
+                Some(()) = self.news.lost.recv() => self.untold = true,
             }
         }
     }
@@ -123,13 +134,19 @@ impl Conversation {
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 },
-                _ = self.nudges.recv() => {}
+                _ = self.news.nudges.recv() => {}
                 // A new agent fetches the keys anyway.
-                _ = self.unknown_kids.recv() => {}
-                Some(()) = self.lost.recv() => self.untold = true,
+                _ = self.news.unknown_kids.recv() => {}
+                Some(()) = self.news.lost.recv() => self.untold = true,
             }
         }
     }
+}
+
+/// Waits until `at`, and then for a push. One that came before is not lost, whoever was waiting.
+async fn pushed(pushes: &Notify, at: Instant) {
+    sleep_until(at).await;
+    pushes.notified().await;
 }
 
 /// Only the user who started this process may command it.

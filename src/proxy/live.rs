@@ -11,6 +11,7 @@ use super::{
     front::{Challenge, Front},
     settings::Settings,
     tls::{self, TlsError},
+    webhook::Seal,
 };
 use crate::{
     route::{Activity, Side, TableError, TableReader},
@@ -40,6 +41,8 @@ pub(crate) struct Live {
     pub(crate) activity: Activity,
     pub(crate) instance_secret: Secret,
     pub(crate) side: Side,
+    /// By which a webhook is known.
+    pub(crate) webhook: Option<Seal>,
     pub(crate) front: Front,
     /// Answers to the tokens of an ACME server.
     pub(crate) texts: HashMap<String, String>,
@@ -58,6 +61,7 @@ impl Live {
             activity: Activity::map(activity)?,
             instance_secret: settings.instance_secret.clone(),
             side: Side::from_number(settings.side).ok_or(BadSettings::Side(settings.side))?,
+            webhook: settings.webhook_secret.as_ref().map(Seal::new),
             texts: texts(&settings.front),
             hsts: settings.front.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok()),
             front: settings.front.clone(),

@@ -55,7 +55,7 @@ impl Drop for Seat {
 }
 
 /// Whoever has one address of IPv6 has at least 2^64 of them (RFC 6177).
-fn household(address: IpAddr) -> IpAddr {
+pub(super) fn household(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
         address => address,

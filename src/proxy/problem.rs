@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
-use super::{auth::AuthError, head::BadHead, headers, quota, request_id::RequestId};
+use super::{auth::AuthError, head::BadHead, headers, quota, request_id::RequestId, webhook::NotTaken};
 use crate::{guard::BadName, route::RouteState};
 
 /// Why a request is not answered by sq. Texts go to the caller: none holds a token, a key or another tenant's name.
@@ -69,6 +69,8 @@ pub(crate) enum Problem {
     Files,
     /// Nobody guards the tenants' files.
     NoGuard,
+    /// What came as a webhook is not taken.
+    Webhook(NotTaken),
 }
 
 /// What the answer says.
@@ -169,6 +171,10 @@ impl Problem {
                 let detail = "the disk did not take this write; nothing of it was applied, and the text is as it was";
                 text(StatusCode::INSUFFICIENT_STORAGE, "not-stored", "Not stored", detail, None)
             }
+            Self::Webhook(why) => {
+                let (status, slug, title, detail) = why.names();
+                text(status, slug, title, detail, why.retry_after_ns().map(quota::whole_seconds))
+            }
             Self::NoFavicon => text(StatusCode::NOT_FOUND, "not-found", "Not found", "there is no icon here", None),
             other => other.unavailable(),
         }
@@ -258,6 +264,9 @@ impl Problem {
             Self::MethodNotAllowed => {
                 fields.insert(header::ALLOW, HeaderValue::from_static("GET, POST, OPTIONS"));
             }
+            Self::Webhook(NotTaken::Method) => {
+                fields.insert(header::ALLOW, HeaderValue::from_static("POST"));
+            }
             _ => {}
         }
         response
@@ -314,6 +323,12 @@ mod tests {
             Problem::TableBusy,
             Problem::BadAnswer,
             Problem::UpstreamTimeout,
+            Problem::Webhook(NotTaken::Method),
+            Problem::Webhook(NotTaken::Unsigned),
+            Problem::Webhook(NotTaken::WrongSignature),
+            Problem::Webhook(NotTaken::TooOften { retry_after_ns: 1 }),
+            Problem::Webhook(NotTaken::Busy),
+            Problem::Webhook(NotTaken::TooLarge),
         ]
     }
 

@@ -10,13 +10,17 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime, sync::mpsc, time::Instant};
+use tokio::{
+    runtime,
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
 use super::{
     access_log::{AccessLog, Stdout},
     build, clock,
     control::{Hello, PROTOCOL, ToAgent, ToProxy},
-    conversation::Conversation,
+    conversation::{Conversation, News},
     first_words::{self, First, Received, take},
     guardian::Guardian,
     live::Current,
@@ -29,6 +33,7 @@ use super::{
     settings::Settings,
     tenant::Tenants,
     unknown_kid::UnknownKids,
+    webhook::Webhooks,
 };
 use crate::framed::WireError;
 use crate::telemetry;
@@ -129,6 +134,7 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
     let (nudges, nudged) = mpsc::channel(NUDGES);
     let (lost, guard_lost) = mpsc::channel(1);
     let (ask_for_keys, unknown_kids) = mpsc::channel(1);
+    let pushes = Arc::new(Notify::new());
     let mut prefix = [0; 8];
     getrandom::fill(&mut prefix).map_err(|error| ProxyError::Io { doing: "get random numbers", source: io::Error::other(error) })?;
     let shared = Arc::new(Shared {
@@ -139,6 +145,7 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
         log,
         nudges,
         unknown_kids: UnknownKids::new(ask_for_keys),
+        webhooks: Webhooks::new(Arc::clone(&pushes)),
         guardian: Guardian::new(guard, lost).map_err(doing("talk to its guard"))?,
         body_memory: Arc::default(),
         in_flight: Arc::new(AtomicU64::new(0)),
@@ -149,7 +156,8 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
     let counting = tokio::spawn(count_lost_lines(Arc::clone(&shared)));
     let mut server = Server::new(shared, descriptors);
     server.listen(received.listeners).map_err(doing("listen"))?;
-    let conversation = Conversation::go_on(control, stream, decoder, owner, nudged, unknown_kids, guard_lost);
+    let news = News { nudges: nudged, unknown_kids, lost: guard_lost, pushes };
+    let conversation = Conversation::go_on(control, stream, decoder, owner, news);
     let mut conversation = conversation.map_err(doing("set up the control socket"))?;
     // If the agent is gone by now, the next one is told by Hello.
     conversation.say(&ToAgent::Applied { serial }).await;

@@ -71,6 +71,8 @@ impl Escort {
             match word {
                 Ok(Ok(Some(ToAgent::Ended { cut }))) => return Some(cut),
                 Ok(Ok(Some(ToAgent::Nudge { id, reason }))) => nudge(&self.events, id, reason),
+                // A forge may keep its connection. Nobody listens: the agent is ending.
+                Ok(Ok(Some(ToAgent::Pushed))) => _ = self.events.send(ProxyEvent::Pushed).await,
                 Ok(Ok(Some(_))) => {}
                 Ok(Ok(None) | Err(_)) if !speaks => return None,
                 // Dead, most often. Otherwise of another version, perhaps: it keeps its time, and is followed without words.

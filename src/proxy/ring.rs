@@ -22,11 +22,16 @@ use crate::{
     secret::Secret,
 };
 
+/// Whoever guesses the secret of webhooks can have the repository looked at, no more; it is no shorter than others all the same.
+const MIN_WEBHOOK_SECRET: usize = 32;
+
 /// See the file's description.
 pub struct Ring {
     instance_secret: Secret,
     certificate: Part<Certificate>,
     keys: BTreeMap<KeySource, Part<Vec<TokenKey>>>,
+    /// The secret of webhooks, and the file that it is from.
+    webhook: Option<(PathBuf, Part<Secret>)>,
 }
 
 /// What a look found.
@@ -76,7 +81,7 @@ impl Ring {
     /// There is no certificate to serve with. A bad key is no error: its tokens are refused, and all others are served.
     pub fn new(desired: &Desired) -> Result<(Self, Look), CredentialsError> {
         let instance_secret = credentials::instance_secret(&desired.state_dir)?;
-        let mut ring = Self { instance_secret, certificate: Part::NONE, keys: BTreeMap::new() };
+        let mut ring = Self { instance_secret, certificate: Part::NONE, keys: BTreeMap::new(), webhook: None };
         let look = ring.look(desired);
         match ring.certificate.good {
             Some(_) => Ok((ring, look)),
@@ -96,6 +101,11 @@ impl Ring {
             let mut part = Part::NONE;
             look_at_keys(&mut part, &key.source, &desired.state_dir);
             troubles.extend(part.trouble.map(|why| format!("[[proxy.jwt]] {why}")));
+        }
+        if let Some(path) = webhook_file(desired) {
+            let mut part = Part::NONE;
+            look_at_webhook(&mut part, path);
+            troubles.extend(part.trouble.map(|why| format!("[gitops] {why}")));
         }
         troubles
     }
@@ -121,6 +131,7 @@ impl Ring {
             let stays = if part.good.is_some() { "its keys of before stay in force" } else { "none of its keys is in force" };
             troubles.extend(part.trouble.as_ref().map(|why| format!("[[proxy.jwt]] {why}; {stays}")));
         }
+        let webhook_secret = self.webhook_secret(desired, &mut troubles);
         let good = self.certificate.good.clone();
         let (tls_cert_pem, tls_key_pem, source) = good.unwrap_or_else(|| (Vec::new(), Secret::new([]), Source::default()));
         let settings = Settings {
@@ -130,10 +141,44 @@ impl Ring {
             keys_renew: urls(desired).next().is_some(),
             instance_secret: self.instance_secret.clone(),
             side: 0,
+            webhook_secret,
             run_as: rustix::process::geteuid().is_root().then_some(NOBODY),
             front: credentials::front(&desired.proxy, source),
         };
         Look { settings, troubles }
+    }
+
+    /// Where tenants.toml names a file for it, its secret as it last was good.
+    fn webhook_secret(&mut self, desired: &Desired, troubles: &mut Vec<String>) -> Option<Secret> {
+        let Some(path) = webhook_file(desired) else {
+            self.webhook = None;
+            return None;
+        };
+        let before = self.webhook.take().filter(|(before, _)| before == path);
+        let (_, part) = self.webhook.insert(before.unwrap_or_else(|| (path.to_owned(), Part::NONE)));
+        look_at_webhook(part, path);
+        let stays = if part.good.is_some() { "the secret of before stays in force" } else { "no webhook is taken" };
+        troubles.extend(part.trouble.as_ref().map(|why| format!("[gitops] {why}; {stays}")));
+        part.good.clone()
+    }
+}
+
+/// `[gitops] webhook_secret_file`.
+fn webhook_file(desired: &Desired) -> Option<&Path> {
+    desired.gitops.as_ref()?.webhook_secret_file.as_deref()
+}
+
+fn look_at_webhook(part: &mut Part<Secret>, path: &Path) {
+    match credentials::read_secret(path) {
+        Ok(secret) => part.see(sha256(secret.expose()), || match secret.expose().len() {
+            0..MIN_WEBHOOK_SECRET => Err(format!(
+                "{}: it has {} bytes, at least {MIN_WEBHOOK_SECRET} are needed; make one: (umask 077; openssl rand -hex 32 > FILE)",
+                path.display(),
+                secret.expose().len()
+            )),
+            _ => Ok(secret.clone()),
+        }),
+        Err(error) => part.lost(&error),
     }
 }
 
@@ -200,7 +245,7 @@ pub(crate) fn files(desired: &Desired) -> Vec<PathBuf> {
         KeySource::JwksUrl(_) => None,
     });
     let tls = desired.proxy.tls.iter().flat_map(|tls| [tls.cert.clone(), tls.key.clone()]);
-    keys.chain(tls).collect()
+    keys.chain(tls).chain(webhook_file(desired).map(Path::to_owned)).collect()
 }
 
 /// The addresses from which keys are fetched.
@@ -364,6 +409,37 @@ mod tests {
         assert_eq!(Ring::troubles(&bench.desired), Vec::<String>::new());
         assert_eq!(Ring::troubles(&Bench::new("").desired), Vec::<String>::new());
         assert!(!bench.desired.state_dir.exists());
+    }
+
+    #[test]
+    fn the_secret_of_webhooks_is_taken_anew_where_it_is_good_and_stays_where_it_is_not() {
+        let bench = Bench::new("[gitops]\nurl = '/srv/host.git'\nwebhook_secret_file = 'hook'\n");
+        assert!(files(&bench.desired).iter().any(|file| file.ends_with("hook")), "it is watched");
+        let secret = |look: &Look| look.settings.webhook_secret.as_ref().map(|secret| secret.expose().to_vec());
+        let (mut ring, none) = Ring::new(&bench.desired).unwrap();
+        assert!(secret(&none).is_none() && none.troubles[0].ends_with("no webhook is taken"), "{:?}", none.troubles);
+        bench.put("hook", [b"a".repeat(32), b"\n".to_vec()].concat());
+        let first = ring.look(&bench.desired);
+        assert_eq!((secret(&first), first.troubles.len()), (Some(b"a".repeat(32)), 0));
+        for (bad, said) in [("b".repeat(31), "it has 31 bytes"), (String::new(), "it has 0 bytes")] {
+            bench.put("hook", bad);
+            let short = ring.look(&bench.desired);
+            assert_eq!(secret(&short), secret(&first));
+            let trouble = &short.troubles[0];
+            assert!(
+                trouble.starts_with("[gitops] /") && trouble.contains(said) && trouble.ends_with("of before stays in force"),
+                "{trouble}"
+            );
+            assert!(Ring::troubles(&bench.desired)[0].contains(said));
+        }
+        bench.put("hook", [b'c'; 32]);
+        fs::set_permissions(bench.dir.path().join("hook"), fs::Permissions::from_mode(0o604)).unwrap();
+        let open = ring.look(&bench.desired);
+        assert!(secret(&open) == secret(&first) && open.troubles[0].contains("can be read by every user"), "{:?}", open.troubles);
+        bench.put("hook", [b'c'; 32]);
+        let mended = ring.look(&bench.desired);
+        assert_eq!((secret(&mended), mended.troubles.len()), (Some(b"c".repeat(32)), 0));
+        assert_eq!(secret(&ring.look(&Bench::new("").desired)), None, "tenants.toml names none any more");
     }
 
     #[test]

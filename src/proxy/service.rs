@@ -1,4 +1,4 @@
-//! The way of one request: classify -> auth -> route -> rate and quota -> room -> body -> park -> lane -> forward -> answer.
+//! The way of one request (but for a webhook, which is for the agent): classify -> auth -> route -> rate and quota -> room -> body -> park -> lane -> forward -> answer.
 //!
 //! The order matters: nothing is read of a body before its sender is known and within its rate; nothing is held of a tenant's lane while a
 //! body is still coming; and the row is looked at again when the request counts as in flight.
@@ -40,6 +40,7 @@ use super::{
     track::Track,
     unknown_kid::UnknownKids,
     upload::{self, Share},
+    webhook::{self, Webhooks},
 };
 use crate::{
     desired::TenantId,
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) nudges: mpsc::Sender<(TenantId, NudgeReason)>,
     /// Has keys renewed.
     pub(crate) unknown_kids: UnknownKids,
+    /// What is said to the agent of its repository.
+    pub(crate) webhooks: Webhooks,
     /// Guards writes.
     pub(crate) guardian: Guardian,
     /// Bytes of request bodies in memory.
@@ -199,7 +202,17 @@ async fn serve(
     track: &mut Track,
     allowance: &mut Option<Allowance>,
 ) -> Result<Reply, Problem> {
-    let Asks { parts, id, .. } = asks;
+    let Asks { parts, id, peer, .. } = asks;
+    if parts.uri.path() == webhook::PATH
+        && let live = shared.live.get()
+        && let Some(seal) = &live.webhook
+    {
+        let length = shared.webhooks.take(seal, peer, parts, body).await?;
+        if let Some(entry) = track.entry() {
+            entry.bytes_in = length;
+        }
+        return Ok(Reply::Local(webhook::taken(id)));
+    }
     let kind = match classify(&parts.method, parts.uri.path()) {
         Verdict::Forward(kind) => kind,
         Verdict::Preflight => return Ok(Reply::Local(headers::preflight(id))),

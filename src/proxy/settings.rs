@@ -51,6 +51,9 @@ pub struct Settings {
     pub side: u8,
     /// Whose the process becomes after set-up, where it starts as root: (uid, gid).
     pub run_as: Option<(u32, u32)>,
+    /// What the forge of the followed repository signs its webhooks with; without one none is taken.
+    #[serde(default)]
+    pub webhook_secret: Option<Secret>,
     /// The way of a client up to its request.
     #[serde(default)]
     pub front: Front,

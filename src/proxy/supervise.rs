@@ -379,6 +379,8 @@ impl Keeper {
             ToAgent::AccessLog => self.shelf.answered(),
             // Lost where news comes in thick: the keys are fetched every few minutes anyway.
             ToAgent::UnknownKid => _ = self.config.events.try_send(ProxyEvent::UnknownKid),
+            // No other word comes after it that would do as well.
+            ToAgent::Pushed => self.tell(ProxyEvent::Pushed).await,
             ToAgent::GuardLost => {
                 tracing::error!(pid = proxy.hello.pid, "the proxy has lost its guard, and gets another");
                 match proxy.give_guard(&self.config.exe, &self.config.state_dir).await {

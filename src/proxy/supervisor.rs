@@ -100,6 +100,8 @@ pub enum ProxyEvent {
     },
     /// A token names a kid that no key has.
     UnknownKid,
+    /// A webhook says that somebody pushed to the repository that tenants.toml comes from.
+    Pushed,
     /// It is listened elsewhere from now on.
     Listens {
         /// Where, as it came to be.

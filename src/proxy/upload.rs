@@ -61,12 +61,23 @@ impl Drop for Share {
 
 /// Reads a body of at most `limit` bytes to its end.
 pub(crate) async fn read(body: &mut Incoming, limit: u64, share: &mut Share) -> Result<Vec<Bytes>, Problem> {
+    let mut pieces = Vec::new();
+    let keep = |piece: Bytes| {
+        share.grow(piece.len() as u64)?;
+        append(&mut pieces, piece);
+        Ok(())
+    };
+    each(body, limit, keep).await?;
+    Ok(pieces)
+}
+
+/// Hands each piece of a body of at most `limit` bytes to `take`, to its end or to the first error.
+pub(crate) async fn each(body: &mut Incoming, limit: u64, mut take: impl FnMut(Bytes) -> Result<(), Problem>) -> Result<(), Problem> {
     if body.size_hint().lower() > limit {
         return Err(Problem::BodyTooLarge { limit });
     }
-    let mut pieces = Vec::new();
     if body.is_end_stream() {
-        return Ok(pieces);
+        return Ok(());
     }
     let start = Instant::now();
     let mut received = 0;
@@ -78,7 +89,7 @@ pub(crate) async fn read(body: &mut Incoming, limit: u64, share: &mut Share) -> 
             () = &mut deadline => return Err(Problem::BodyTooSlow),
         };
         let Some(frame) = frame else {
-            return Ok(pieces);
+            return Ok(());
         };
         // Trailers mean nothing to sq.
         let Ok(piece) = frame.map_err(|_| Problem::BodyCut)?.into_data() else {
@@ -88,8 +99,7 @@ pub(crate) async fn read(body: &mut Incoming, limit: u64, share: &mut Share) -> 
         if received > limit {
             return Err(Problem::BodyTooLarge { limit });
         }
-        share.grow(piece.len() as u64)?;
-        append(&mut pieces, piece);
+        take(piece)?;
         deadline.as_mut().reset(self::deadline(start, received));
     }
 }

@@ -278,7 +278,8 @@ impl<W: World> Core<W> {
     /// When [`Self::wake`] is to be called, if no news comes before.
     pub fn wake_at(&self) -> Moment {
         let Timers { tick, survey, wheel, answers, retry } = self.timers;
-        tick.min(survey).min(wheel).min(answers).min(retry)
+        let soonest = tick.min(survey).min(wheel).min(answers).min(retry);
+        self.push_waits_until().map_or(soonest, |push| push.min(soonest))
     }
 
     /// Does what is due by the clock.
@@ -299,6 +300,9 @@ impl<W: World> Core<W> {
             self.back_up(now);
             self.follow_repository(now);
             self.look_at_certificates();
+        }
+        if self.push_waits_until().is_some_and(|due| now >= due) {
+            self.follow_repository(now);
         }
         if due(&mut self.timers.survey, SURVEY) {
             self.survey(now);

@@ -13,6 +13,7 @@ use crate::{
         question::{Answer, GitOpsAsked},
         status::{GitOpsStatus, SyncBegun},
     },
+    crash_point,
     gitops::{Book, Report},
     observed::Moment,
 };
@@ -41,6 +42,18 @@ impl<W: World> Core<W> {
         }
     }
 
+    /// A webhook says that somebody pushed.
+    pub(super) fn pushed(&mut self, now: Moment) {
+        let unix_now = self.world.unix_now();
+        self.following.book.pushed(unix_now);
+        self.follow_repository(now);
+    }
+
+    /// When a look for a push is due that came too soon after another.
+    pub(super) fn push_waits_until(&self) -> Option<Moment> {
+        self.following.book.push_waits_until().filter(|_| !self.is_stopping() && self.desired.gitops.is_some())
+    }
+
     pub(super) fn synced(&mut self, report: &Report, now: Moment) {
         let unix_now = self.world.unix_now();
         for note in self.following.book.done(report, unix_now, now) {
@@ -52,6 +65,7 @@ impl<W: World> Core<W> {
             }
             self.note_event(None, kind, &detail);
         }
+        crash_point::reached("gitops.told");
         self.keep_following();
         // The watch tells of it too; this is sooner.
         self.reload(now);

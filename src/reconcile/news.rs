@@ -326,6 +326,7 @@ impl<W: World> Core<W> {
                 self.proxy.detail = Some(why);
             }
             ProxyEvent::UnknownKid => self.world.renew_key_sets(),
+            ProxyEvent::Pushed => self.pushed(now),
             ProxyEvent::Nudge { id, reason } => self.nudged(&id, reason, now),
         }
     }

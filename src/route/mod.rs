@@ -24,7 +24,7 @@ mod writer;
 pub use activity::{Activity, SLOTS};
 pub use error::{Busy, TableError};
 pub use flight::Side;
-pub use gcra::Admission;
+pub use gcra::{Admission, decide};
 pub use reader::{TableReader, TenantIdText};
 pub use slot::{SlotActivity, SlotSnapshot, day};
 pub use writer::TableWriter;

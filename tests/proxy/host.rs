@@ -78,6 +78,7 @@ impl Host {
             tls_key_pem,
             token_keys: vec![TokenKey { kid: None, alg: Algorithm::HS256, secret, form: KeyForm::File, iss: None, aud: None }],
             keys_renew: false,
+            webhook_secret: None,
             instance_secret: credentials::instance_secret(dir.path()).unwrap(),
             side: 0,
             run_as: is_root().then_some((65_534, 65_534)),

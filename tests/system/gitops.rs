@@ -8,27 +8,28 @@ use std::{
 };
 
 use rustix::process::Signal;
-use sq_agent::admin::status::GitOpsStatus;
+use sq_agent::{admin::status::GitOpsStatus, crash_point::POINTS};
 
 use crate::support::{
     has_programs,
     host::{Host, Ran, SQ_AGENT, ran},
+    ports::PortBlock,
     processes::ended_within,
 };
 
-const READ: &str = "/api/v2/select?p=diary&c=1.1.1/1.1.1/1.1.1";
+pub(crate) const READ: &str = "/api/v2/select?p=diary&c=1.1.1/1.1.1/1.1.1";
 const WRITE: &str = "/api/v2/update?p=diary&c=1.1.1/1.1.1/1.1.1";
 /// Longer than any test: the repository is looked at when that is asked for, and once at the start.
 const NEVER: &str = "24h";
 
 /// A host, and the repository from which it has its file.
-struct Followed {
-    host: Host,
+pub(crate) struct Followed {
+    pub(crate) host: Host,
     /// Where its operators work.
-    clone: PathBuf,
+    pub(crate) clone: PathBuf,
 }
 
-fn git(directory: &Path, args: &[&str]) -> String {
+pub(crate) fn git(directory: &Path, args: &[&str]) -> String {
     let mut git = Command::new("git");
     let settings = ["user.name=Bob", "user.email=bob@example.com", "init.defaultBranch=main", "commit.gpgSign=false"];
     git.current_dir(directory).args(settings.iter().flat_map(|setting| ["-c", setting])).args(args);
@@ -39,15 +40,19 @@ fn git(directory: &Path, args: &[&str]) -> String {
 
 impl Followed {
     /// A repository with the host's file in it; the host runs and has looked at it once. `more` stands under [gitops].
-    async fn start(ids: &[&str], more: &str) -> Self {
+    pub(crate) async fn start(ids: &[&str], more: &str) -> Self {
         let mut followed = Self::prepare(ids, more);
         followed.host.launch().await;
         followed.host.until("the first look", |status| status.gitops.as_ref().is_some_and(|gitops| gitops.finished > 0)).await;
         followed
     }
 
-    fn prepare(ids: &[&str], more: &str) -> Self {
-        let mut host = Host::prepare(|wanted| ids.iter().for_each(|id| _ = wanted.add(id)));
+    pub(crate) fn prepare(ids: &[&str], more: &str) -> Self {
+        Self::of(Host::prepare(|wanted| ids.iter().for_each(|id| _ = wanted.add(id))), more)
+    }
+
+    /// The same, of a host that does not run yet.
+    fn of(mut host: Host, more: &str) -> Self {
         let (remote, clone) = (host.root().join("remote.git"), host.root().join("clone"));
         git(host.root(), &["init", "--quiet", "--bare", "remote.git"]);
         git(host.root(), &["clone", "--quiet", remote.to_str().unwrap(), "clone"]);
@@ -59,29 +64,39 @@ impl Followed {
     }
 
     /// Commits the host's wanted file, and pushes it; `how` are further arguments of the commit.
-    fn push(&self, subject: &str, how: &[String]) -> String {
+    pub(crate) fn push(&self, subject: &str, how: &[String]) -> String {
         self.push_text(subject, &self.host.wanted.text(), how)
     }
 
-    fn push_text(&self, subject: &str, text: &str, how: &[String]) -> String {
+    pub(crate) fn push_text(&self, subject: &str, text: &str, how: &[String]) -> String {
+        self.commit(subject, text, how);
+        self.upload();
+        git(&self.clone, &["rev-parse", "HEAD"]).trim().to_owned()
+    }
+
+    /// Commits `text` as tenants.toml, and whatever else lies in the clone.
+    pub(crate) fn commit(&self, subject: &str, text: &str, how: &[String]) {
         fs::write(self.clone.join("tenants.toml"), text).unwrap();
         git(&self.clone, &["add", "--all"]);
         let commit = ["commit", "--quiet", "--allow-empty", "-m", subject];
         let settings = how.iter().flat_map(|setting| ["-c", setting.as_str()]).chain(commit);
         git(&self.clone, &settings.collect::<Vec<_>>());
+    }
+
+    /// `git push`.
+    pub(crate) fn upload(&self) {
         git(&self.clone, &["push", "--quiet", "--force", "origin", "HEAD:main"]);
-        git(&self.clone, &["rev-parse", "HEAD"]).trim().to_owned()
     }
 
     /// `sq-agent gitops sync`: its exit code, and how it stands.
-    fn sync(&self, more: &[&str]) -> (i32, GitOpsStatus) {
+    pub(crate) fn sync(&self, more: &[&str]) -> (i32, GitOpsStatus) {
         let args: Vec<&str> = ["gitops", "sync", "--json"].into_iter().chain(more.iter().copied()).collect();
         let ran = self.host.cli(&args);
         let status = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{}{}\n{}", ran.out, ran.err, self.host.account()));
         (ran.code, status)
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         fs::read_to_string(self.host.file()).unwrap()
     }
 }
@@ -194,33 +209,51 @@ async fn an_edit_by_hand_is_replaced_and_kept_unless_following_is_suspended() {
     assert_eq!(kept, [edited]);
 }
 
-#[tokio::test]
-async fn a_commit_that_removes_many_is_applied_but_for_the_removals_until_they_are_confirmed() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_removes_many_empties_the_file_or_renames_everybody_removes_nobody_until_that_is_confirmed() {
     if !has_programs(&["git", "ssh-keygen"]) {
         return;
     }
-    let ids: Vec<String> = (0..20).map(|n| format!("t{n:02}")).collect();
-    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let mut it = Followed::start(&ids, "").await;
+    let ids: Vec<String> = (0..100).map(|n| format!("t{n:02}")).collect();
+    let host = Host::prepare_on(PortBlock::large(), |wanted| ids.iter().for_each(|id| _ = wanted.add(id)));
+    let mut it = Followed::of(host, "");
+    it.host.launch().await;
+    let held = async |it: &Followed, count| {
+        let held = it.host.until("the removals are held", |status| status.held.as_ref().is_some_and(|held| held.removals.len() == count));
+        held.await.held.unwrap().hash
+    };
+    // 60 of 100, and one more, who comes at once.
+    ids[..60].iter().for_each(|id| it.host.wanted.remove(id));
+    it.host.wanted.add("new");
+    it.push("Remove sixty", &[]);
+    assert_eq!(it.sync(&[]).0, 0);
+    let hash = held(&it, 60).await;
+    it.host.until("101 are there", |status| status.tenants.iter().filter(|t| t.state == "ready").count() == 101).await;
+    assert_eq!(it.host.user("t03").get(READ).await.status, 200, "nobody was removed");
+    assert_eq!(it.host.cli(&["confirm", &hash]).code, 0);
+    it.host.settled().await;
+
+    // A file without a byte, and one with nobody in it.
+    it.push_text("Empty the file", "", &[]);
+    let (code, status) = it.sync(&[]);
+    assert!(code == 2 && status.refused_because.as_ref().is_some_and(|why| why.contains("write [gitops]")), "{status:?}");
+    assert_eq!(it.text(), it.host.wanted.text());
+    let all = it.host.wanted.tenants.clone();
+    it.host.wanted.tenants.clear();
+    it.push("Remove everybody", &[]);
+    assert_eq!(it.sync(&[]).0, 0);
+    held(&it, 41).await;
+    assert_eq!(it.host.user("t99").get(READ).await.status, 200, "nobody was removed");
+
     // Every id renamed: all of them removed, and as many others added.
-    for id in &ids {
-        it.host.wanted.remove(id);
-        it.host.wanted.add(&format!("new-{id}"));
-    }
+    it.host.wanted.tenants = all.iter().map(|(id, tenant)| (format!("{id}-renamed"), tenant.clone())).collect();
     it.push("Rename everybody", &[]);
     assert_eq!(it.sync(&[]).0, 0);
-    let status = it.host.until("the removals are held", |status| status.held.as_ref().is_some_and(|held| held.removals.len() == 20)).await;
-    assert_eq!(it.host.user("t03").get(READ).await.status, 200, "nobody was removed");
-    it.host.until("the new ones are there", |status| status.tenants.iter().filter(|t| t.state == "ready").count() == 40).await;
-    assert_eq!(it.host.cli(&["confirm", &status.held.unwrap().hash]).code, 0);
+    let hash = held(&it, 41).await;
+    it.host.until("the new ones are there", |status| status.tenants.iter().filter(|t| t.state == "ready").count() == 82).await;
+    assert_eq!(it.host.user("t99").get(READ).await.status, 200, "nobody was removed");
+    assert_eq!(it.host.cli(&["confirm", &hash]).code, 0);
     it.host.settled().await;
-    // And an empty one.
-    for id in &ids {
-        it.host.wanted.remove(&format!("new-{id}"));
-    }
-    it.push("Remove everybody", &[]);
-    it.sync(&[]);
-    it.host.until("they are held", |status| status.held.as_ref().is_some_and(|held| held.removals.len() == 20)).await;
 }
 
 #[tokio::test]
@@ -262,7 +295,7 @@ async fn an_agent_killed_in_a_look_is_followed_by_one_that_ends_where_it_should(
     if !has_programs(&["git", "ssh-keygen"]) {
         return;
     }
-    for point in ["gitops.fetched", "gitops.put"] {
+    for point in POINTS.into_iter().filter(|point| point.starts_with("gitops.")) {
         let mut it = Followed::start(&["ada"], "").await;
         it.host.end_agent(Signal::KILL);
         it.host.wanted.add("bob");
@@ -271,7 +304,7 @@ async fn an_agent_killed_in_a_look_is_followed_by_one_that_ends_where_it_should(
         it.host.spawn_agent_that_dies_at(point);
         assert!(ended_within(it.host.agent_pid(), std::time::Duration::from_secs(20)), "{point}\n{}", it.host.account());
         it.host.reap_agent();
-        let expected = if point == "gitops.put" { it.host.wanted.text() } else { before };
+        let expected = if ["gitops.put", "gitops.told"].contains(&point) { it.host.wanted.text() } else { before };
         assert_eq!(it.text(), expected, "{point}: never half a file");
         it.host.spawn_agent();
         it.host.settled().await;

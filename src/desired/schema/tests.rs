@@ -94,8 +94,24 @@ fn every_key_is_read_and_changes_what_is_desired() {
         let other = match (key.name, key.kind) {
             ("version", _) => "\"0.6.1\"",
             (
-                "binary" | "state_dir" | "cert" | "key" | "secret_file" | "key_file" | "webhook_file" | "password_file" | "env_file"
-                | "restic" | "ssh_key_file" | "known_hosts_file" | "token_file" | "verify" | "git" | "jwks_file" | "ca_file"
+                "binary"
+                | "state_dir"
+                | "cert"
+                | "key"
+                | "secret_file"
+                | "key_file"
+                | "webhook_file"
+                | "password_file"
+                | "env_file"
+                | "restic"
+                | "ssh_key_file"
+                | "known_hosts_file"
+                | "token_file"
+                | "webhook_secret_file"
+                | "verify"
+                | "git"
+                | "jwks_file"
+                | "ca_file"
                 | "eab_key_file",
                 _,
             ) => "\"elsewhere\"",
