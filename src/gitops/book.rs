@@ -387,6 +387,7 @@ mod tests {
         let job = host.after(1).unwrap();
         assert!(host.after(100).is_none(), "one is under way");
         let asked = host.book.ask(false);
+        assert!(host.after(0).is_none(), "it waits, and is not forgotten");
         assert_eq!(host.done(job.number, Outcome::InPlace(commit("a"), "h".into())), ["gitops_applied"]);
         let second = host.after(0).unwrap();
         assert_eq!((second.number, second.applied.as_deref(), second.applied_hash.as_deref()), (asked, Some("a"), Some("h")));

@@ -389,13 +389,9 @@ fn a_pull_request_is_told_what_it_would_do() {
 #[tokio::test]
 async fn a_removed_tenants_data_stay_come_back_with_it_and_only_a_purge_deletes_them() {
     let mut host = Host::start(&["ada", "bob"]).await;
-    host.edit(|wanted| {
-        wanted.more = String::new();
-        wanted.remove("bob");
-    });
-    let text = host.wanted.text().replace("[agent]\n", "[agent]\nrequire_reviewed_hash = true\n");
     assert_eq!(host.user("bob").post(WRITE, b"bob").await.status, 200);
-    host.write(&text);
+    host.wanted.remove("bob");
+    host.write(&host.wanted.text().replace("[agent]\n", "[agent]\nrequire_reviewed_hash = true\n"));
     let status = host.until("one removal is held", |status| status.held.is_some()).await;
     assert_eq!(host.user("bob").get(READ).await.text(), "bob");
     let refused = host.cli(&["purge", "bob", "--confirm", "bob"]);
