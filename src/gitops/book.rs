@@ -160,9 +160,10 @@ impl Book {
         (self.pushed, self.kept.pushed_at) = (true, Some(unix_now));
     }
 
-    /// When the look for a push is due that has to wait for its time, and for nothing else.
-    pub fn push_waits_until(&self) -> Option<Moment> {
-        (self.pushed && !self.kept.suspended && self.under_way.is_none()).then_some(self.next_for_push)
+    /// When [`due`](Self::due) has a look that nobody has to ask for; none before something else happens.
+    pub fn next_look(&self) -> Option<Moment> {
+        let next = if self.pushed { self.next.min(self.next_for_push) } else { self.next };
+        (!self.kept.suspended && self.under_way.is_none()).then_some(next)
     }
 
     /// A person wants a look now. Returns its number: one that is under way may have begun too early.
@@ -192,10 +193,9 @@ impl Book {
         if self.under_way.is_some() {
             return None;
         }
-        let by_itself = now >= self.next && !self.kept.suspended;
-        let for_push = self.push_waits_until().is_some_and(|due| now >= due);
+        let by_itself = self.next_look().is_some_and(|next| now >= next);
         let asked = self.asked.take();
-        if asked.is_none() && !by_itself && !for_push {
+        if asked.is_none() && !by_itself {
             return None;
         }
         // Whatever it is made for, it sees what was pushed by now.
@@ -402,7 +402,7 @@ mod tests {
         let mut host = Host::new();
         let job = host.after(2).unwrap();
         host.done(job.number, Outcome::InPlace(commit("a"), "h".into()));
-        assert_eq!(host.book.push_waits_until(), None);
+        assert_eq!(host.book.next_look(), Some(host.now + Duration::from_secs(60)));
         // A hundred a second for ten seconds, each look taking no time.
         let (start, mut looks) = (host.now, Vec::new());
         for step in 0..1_000 {
@@ -414,13 +414,13 @@ mod tests {
             }
         }
         assert_eq!(looks, (0..10).map(|second| 1_000 * second).collect::<Vec<_>>());
-        assert_eq!(host.book.push_waits_until(), Some(start + Duration::from_secs(10)), "the last ones are not forgotten");
+        assert_eq!(host.book.next_look(), Some(start + Duration::from_secs(10)), "the last ones are not forgotten");
         host.now = start + Duration::from_secs(10);
         let job = host.after(0).unwrap();
         // One that comes while a look is under way may be too late for it.
         host.book.pushed(host.unix_now);
         assert!(host.after(5).is_none());
-        assert_eq!(host.book.push_waits_until(), None, "it waits for the look");
+        assert_eq!(host.book.next_look(), None, "it waits for the look");
         host.done(job.number, Outcome::InPlace(commit("a"), "h".into()));
         assert!(host.after(0).is_some());
     }
@@ -435,7 +435,7 @@ mod tests {
         host.book.suspend(true, host.now);
         host.book.pushed(1_000_000);
         assert!(host.after(10).is_none());
-        assert_eq!(host.book.push_waits_until(), None);
+        assert_eq!(host.book.next_look(), None);
         host.book = Book::new(Some(&host.book.kept()), host.now);
         let status = host.book.status(&source);
         assert_eq!((status.webhook, status.last_webhook.as_deref()), (true, Some("1970-01-12T13:46:40Z")));

@@ -204,6 +204,17 @@ impl Git {
         self.run(&["cat-file", "blob", &object], QUESTION).map_err(|error| error.unfit(|said| said))
     }
 
+    /// Whether what stands in the file at `path` stands in some commit too.
+    pub(super) fn has(&self, path: &Path) -> Result<bool, GitError> {
+        let path = std::path::absolute(path).map_err(failed("finding", path))?;
+        let id = self.run(&["hash-object", "--no-filters", "--", &path.to_string_lossy()], QUESTION)?;
+        match self.run(&["cat-file", "-e", String::from_utf8_lossy(&id).trim()], QUESTION) {
+            Ok(_) => Ok(true),
+            Err(GitError::Said { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn run(&self, arguments: &[&str], patience: Duration) -> Result<Vec<u8>, GitError> {
         let directory = format!("--git-dir={}", self.directory.display());
         let all: Vec<&str> = [directory.as_str()].into_iter().chain(arguments.iter().copied()).collect();

@@ -39,6 +39,8 @@ pub fn start(job: Job, file: PathBuf, state_dir: PathBuf, report: impl FnOnce(Re
 /// # Errors
 /// In words, with a remedy.
 pub fn first(source: &GitOps, file: &Path) -> Result<Commit, String> {
+    // git runs elsewhere, and would look for `./tenants.toml` there.
+    let file = &std::path::absolute(file).map_err(|error| failed("finding", file)(error).to_string())?;
     // Beside a link nothing may be written, perhaps.
     let place = target(file).with_extension("gitops");
     let fetched = (|| {
@@ -83,6 +85,9 @@ fn apply(job: &Job, git: &Git, head: &Commit, place: &Path, file: &Path) -> Resu
     job.in_force.may_become(&new).map_err(GitError::Unfit)?;
     // What stands there and came from no commit was written by a person: it is kept.
     let edited = standing.filter(|standing| job.applied_hash.as_ref() != Some(&desired::hash(standing)));
+    // At the first look, a text that some commit has came from there: with `--git-url`, or with a disk.
+    let from_a_commit = edited.is_some() && job.applied.is_none() && git.has(file)?;
+    let edited = edited.filter(|_| !from_a_commit);
     let aside = edited.map(|edited| keep_aside(place, &edited)).transpose()?;
     crash_point::reached("gitops.judged");
     put(file, &text)?;

@@ -279,7 +279,7 @@ impl<W: World> Core<W> {
     pub fn wake_at(&self) -> Moment {
         let Timers { tick, survey, wheel, answers, retry } = self.timers;
         let soonest = tick.min(survey).min(wheel).min(answers).min(retry);
-        self.push_waits_until().map_or(soonest, |push| push.min(soonest))
+        self.next_look_at_repository().map_or(soonest, |look| look.min(soonest))
     }
 
     /// Does what is due by the clock.
@@ -298,10 +298,9 @@ impl<W: World> Core<W> {
             self.world.heartbeat();
             self.look_at_disk();
             self.back_up(now);
-            self.follow_repository(now);
             self.look_at_certificates();
         }
-        if self.push_waits_until().is_some_and(|due| now >= due) {
+        if self.next_look_at_repository().is_some_and(|due| now >= due) {
             self.follow_repository(now);
         }
         if due(&mut self.timers.survey, SURVEY) {

@@ -49,9 +49,9 @@ impl<W: World> Core<W> {
         self.follow_repository(now);
     }
 
-    /// When a look for a push is due that came too soon after another.
-    pub(super) fn push_waits_until(&self) -> Option<Moment> {
-        self.following.book.push_waits_until().filter(|_| !self.is_stopping() && self.desired.gitops.is_some())
+    /// When the repository is to be looked at next, if nobody asks before.
+    pub(super) fn next_look_at_repository(&self) -> Option<Moment> {
+        self.following.book.next_look().filter(|_| !self.is_stopping() && self.desired.gitops.is_some())
     }
 
     pub(super) fn synced(&mut self, report: &Report, now: Moment) {

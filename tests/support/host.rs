@@ -120,18 +120,21 @@ impl Host {
 
     /// Starts the agent with more in its environment.
     pub fn spawn_agent_with(&mut self, environment: &[(&str, &str)]) {
-        self.spawn(&["run"], environment);
+        let mut run = self.command(&["run"]);
+        run.envs(environment.iter().copied());
+        self.spawn(run);
     }
 
-    /// Starts the agent by another command line.
-    pub fn spawn_agent_args(&mut self, args: &[&str]) {
-        self.spawn(args, &[]);
+    /// Starts the agent where its file lies, by a command line that does not name that.
+    pub fn spawn_agent_beside_its_file(&mut self, args: &[&str]) {
+        let mut run = Command::new(SQ_AGENT);
+        run.args(args).current_dir(&self.root).env_remove("SQ_AGENT_TENANTS").env_remove("SQ_AGENT_LOG");
+        self.spawn(run);
     }
 
-    fn spawn(&mut self, args: &[&str], environment: &[(&str, &str)]) {
+    fn spawn(&mut self, mut run: Command) {
         let log = File::options().append(true).create(true).open(self.agent_log()).unwrap();
-        let mut run = self.command(args);
-        run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null()).envs(environment.iter().copied());
+        run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null());
         self.agent = Some(run.spawn().unwrap());
     }
 

@@ -354,14 +354,17 @@ async fn a_host_without_a_file_takes_its_first_one_from_the_repository() {
     // Where the agent may not write beside it, tenants.toml is a link.
     fs::create_dir(it.host.root().join("elsewhere")).unwrap();
     std::os::unix::fs::symlink("elsewhere/t.toml", it.host.file()).unwrap();
-    it.host.spawn_agent_args(&["run", "--git-url", &url]);
+    it.host.spawn_agent_beside_its_file(&["run", "--git-url", &url]);
     it.host.settled().await;
+    // git runs in /, and must not take the link for one there.
+    assert!(!Path::new("/elsewhere").exists() && !it.host.root().join("elsewhere/t.gitops").exists());
     assert!(fs::symlink_metadata(it.host.file()).unwrap().is_symlink());
     it.host.wanted.add("bob");
     it.push("Add bob", &[]);
     assert_eq!(it.sync(&[]).0, 0);
     it.host.settled().await;
     assert_eq!(fs::read_to_string(it.host.root().join("elsewhere/t.toml")).unwrap(), it.host.wanted.text());
+    assert!(!it.host.state_dir().join("gitops/edited").exists(), "nobody edited anything");
 }
 
 #[test]
