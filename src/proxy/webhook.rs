@@ -22,7 +22,7 @@ use crate::{
     secret::Secret,
 };
 
-/// Where webhooks come, while tenants.toml names a secret for them. No path of sq's begins with a dot (sq-facts), nor could a phext's.
+/// Where webhooks come, while tenants.toml names a secret for them. sq knows `/api/v2/…` and no path that begins with a dot.
 pub(crate) const PATH: &str = "/.sq-agent/gitops";
 
 /// Longest body, bytes: GitHub sends none above 25 MB.
