@@ -15,8 +15,9 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
-/// Between two looks whether it has ended.
+/// Between two looks whether it has ended, at most; the first come sooner, since many a program ends within milliseconds.
 const POLL: Duration = Duration::from_millis(20);
+const FIRST_POLL: Duration = Duration::from_millis(1);
 /// For cleaning up when it is told to end: restic removes its lock, git its half-written files.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -135,14 +136,16 @@ pub(crate) fn run(program: &mut Command, patience: Duration, cancel: &Cancel) ->
     let (mut out, mut said) = (scratch()?, scratch()?);
     let mut child = program.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(said.try_clone()?).spawn()?;
     let deadline = Instant::now() + patience;
+    let mut poll = FIRST_POLL;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if cancel.wait(POLL) {
+        if cancel.wait(poll) {
             end(&mut child);
             return Err(NotRun::Cancelled);
         }
+        poll = POLL.min(2 * poll);
         if Instant::now() >= deadline {
             end(&mut child);
             return Err(NotRun::TooLong);

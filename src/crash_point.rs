@@ -8,7 +8,7 @@
 pub const VARIABLE: &str = "SQ_AGENT_CRASH_AT";
 
 /// Every place, in the order of a life.
-pub const POINTS: [&str; 42] = [
+pub const POINTS: [&str; 50] = [
     "file.kept",        // tenants.toml is in force, its last good copy kept
     "take_in.noted",    // a new tenant has its slot and what is in force for it
     "apply.noted",      // a known tenant's limits are noted
@@ -43,6 +43,14 @@ pub const POINTS: [&str; 42] = [
     "gitops.judged",    // it is good, and what a person wrote is kept
     "gitops.put",       // its file is in place, the loop does not know
     "gitops.told",      // the loop knows, and has not noted it
+    "edit.written",     // an edited tenants.toml lies beside the one in place
+    "edit.named",       // under a name that says what is done with it
+    "edit.exchanged",   // in place; what stood there has not been looked at
+    "edit.restored",    // a person's edit that stood there is back in place
+    "edit.placed",      // in place for good, nobody is told
+    "edit.fetched",     // the head of the branch is here
+    "edit.committed",   // the change is a commit, here alone
+    "edit.pushed",      // and pushed, nobody is told
     "proxy.spawned",    // a proxy process exists
     "proxy.serves",     // it serves
     "heir.ready",       // a new program could take over

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod desired;
 pub(crate) mod digest;
 pub mod doctor;
+pub mod edit;
 pub(crate) mod fetch;
 pub mod file;
 pub(crate) mod framed;

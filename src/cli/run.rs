@@ -78,6 +78,7 @@ impl Git {
             token_file: self.git_token_file.clone(),
             verify: self.git_verify.clone(),
             webhook_secret_file: None,
+            signing_key_file: None,
             git: GitOps::GIT.into(),
         })
     }

@@ -26,6 +26,9 @@ pub struct GitOps {
     /// `webhook_secret_file`: what a forge signs its webhooks with; where left out, none is taken.
     #[serde(default)]
     pub webhook_secret_file: Option<PathBuf>,
+    /// `signing_key_file`: an ssh key by which the agent signs the commits that it makes.
+    #[serde(default)]
+    pub signing_key_file: Option<PathBuf>,
     /// `git`: the program.
     pub git: PathBuf,
 }

@@ -244,6 +244,7 @@ pub(crate) static GITOPS: Section = section("gitops", "[gitops]", &[
     key("token_file", Kind::Path, Optional("no token"), "\"/etc/sq-agent/git-token\"", "access token for https, mode 0600"),
     key("verify", Kind::Path, Optional("any commit of the branch is applied"), "\"/etc/sq-agent/allowed_signers\"", "only commits signed by a key in this file are applied: ssh's allowed_signers (ssh-keygen(1)), or a GnuPG home directory"),
     key("webhook_secret_file", Kind::Path, Optional("no webhook is taken"), "\"/etc/sq-agent/webhook.key\"", "the secret of webhooks to `/.sq-agent/gitops`, at least 32 bytes, mode 0600: a push is looked at within a second"),
+    key("signing_key_file", Kind::Path, Optional("the agent's commits are not signed, and beside `verify` it makes none"), "\"/etc/sq-agent/signing_key\"", "private key of ssh, without a passphrase, mode 0600: by it the agent signs the commits that the admin API makes; its public half belongs into `verify`"),
     key("git", Kind::Path, Default("\"git\""), "\"/usr/bin/git\"", "the program: a name on the agent's PATH, or a path"),
 ]);
 

@@ -277,6 +277,16 @@ fn size(text: &str, min: u64, max: u64) -> Result<u64, Fault> {
     }
 }
 
+/// `"sha256:…"`, as a tenant's `api_keys` has it.
+pub(crate) fn parse_digest(text: &str) -> Option<[u8; 32]> {
+    digest(text).ok()
+}
+
+/// A date and time as `tokens_valid_after` has it, seconds since 1970.
+pub(crate) fn parse_moment(datetime: &Datetime) -> Option<u64> {
+    moment(datetime).ok()
+}
+
 /// `"4G"` in bytes.
 pub(crate) fn parse_size(text: &str) -> Option<u64> {
     size(text, 0, u64::MAX).ok()

@@ -25,13 +25,14 @@ use std::path::Path;
 
 pub use debounce::{Debounce, LONGEST, QUIET};
 pub use gitops::GitOps;
-pub(crate) use kind::{parse_size, size_text};
+pub(crate) use kind::{parse_digest, parse_moment, parse_size, size_text};
 pub use last_good::{SaveError, last_good_path, load_last_good, save_last_good};
 pub use load::{MAX_FILE, load, load_candidate, load_with_text, load_without_files};
 pub use model::*;
 pub use problem::{Place, Problem, Rejected, Related};
 pub use schema::{reference_markdown, schema};
 pub use settings::hash;
+pub(crate) use tenants::FREE;
 pub use tenants::{MAX_API_KEYS, MAX_LIMIT_SETS, MAX_TENANTS};
 use toml::de::DeTable;
 pub use watch::{Watch, WatchError, fingerprint};

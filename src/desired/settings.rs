@@ -215,6 +215,7 @@ impl Build<'_> {
         let token_file = self.file(fields, "token_file", Use::Secret);
         let verify = self.file(fields, "verify", Use::Keys);
         let webhook_secret_file = self.file(fields, "webhook_secret_file", Use::Random);
+        let signing_key_file = self.file(fields, "signing_key_file", Use::Secret);
         Some(GitOps {
             url: fields.text("url")?,
             branch: fields.text("branch").unwrap_or_else(|| GitOps::BRANCH.into()),
@@ -225,6 +226,7 @@ impl Build<'_> {
             token_file,
             verify,
             webhook_secret_file,
+            signing_key_file,
             git: self.program(fields.path("git").unwrap_or_else(|| GitOps::GIT.into())),
         })
     }

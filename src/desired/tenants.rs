@@ -17,7 +17,7 @@ pub const MAX_API_KEYS: usize = 20_000;
 pub const MAX_LIMIT_SETS: usize = 1_024;
 
 /// The one tier of a file without `[tiers]`, and the tier of a tenant that names none.
-const FREE: &str = "free";
+pub(crate) const FREE: &str = "free";
 
 /// The limits of the built-in tier `free`.
 fn free() -> Limits {

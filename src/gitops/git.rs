@@ -1,5 +1,7 @@
 //! The real `git`, in a bare repository that nobody else uses. Secrets go by file and by environment, never by a command line.
 
+mod commit;
+
 use std::{
     ffi::OsString,
     fs, io,
@@ -8,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+pub(super) use commit::Committer;
+pub(crate) use commit::Draft;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -25,7 +29,7 @@ const HEAD: &str = "refs/sq-agent/head";
 
 /// Why git could not do it. Each says what to do.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum GitError {
+pub(crate) enum GitError {
     #[error("{0} is not there: install git (`apt-get install git`), or name it with `git` under [gitops]")]
     Missing(PathBuf),
     #[error("git {command} took longer than {} s: is {url} reachable?", .patience.as_secs())]
@@ -88,8 +92,8 @@ pub(super) struct Git {
 }
 
 impl Git {
-    /// For `source`, with the repository in `place`, which is made.
-    pub(super) fn new(source: &GitOps, place: &Path, cancel: Cancel) -> Result<Self, GitError> {
+    /// For `source`, with the repository `name` in `place`, which is made.
+    pub(super) fn new(source: &GitOps, place: &Path, name: &str, cancel: Cancel) -> Result<Self, GitError> {
         let home = place.join("home");
         fs::create_dir_all(&home).map_err(failed("making", &home))?;
         let token = source.token_file.as_ref().map(|file| fs::read_to_string(file).map_err(failed("reading", file))).transpose()?;
@@ -117,14 +121,8 @@ impl Git {
             environment.push((format!("GIT_CONFIG_KEY_{number}").into(), key.into()));
             environment.push((format!("GIT_CONFIG_VALUE_{number}").into(), value.into()));
         }
-        let git = Self {
-            program: source.git.clone(),
-            url: source.url.clone(),
-            directory: place.join("repo.git"),
-            environment,
-            secret: token,
-            cancel,
-        };
+        let git =
+            Self { program: source.git.clone(), url: source.url.clone(), directory: place.join(name), environment, secret: token, cancel };
         git.make()?;
         Ok(git)
     }
@@ -135,7 +133,7 @@ impl Git {
             remove_tree(&self.directory)?;
             let directory = self.directory.to_string_lossy();
             // The directory named by --git-dir would have to exist.
-            self.run_in(&["init", "--quiet", "--bare", &directory], QUESTION)?;
+            self.run_in(&["init", "--quiet", "--bare", &directory], &[], QUESTION)?;
         }
         Ok(())
     }
@@ -216,15 +214,20 @@ impl Git {
     }
 
     fn run(&self, arguments: &[&str], patience: Duration) -> Result<Vec<u8>, GitError> {
-        let directory = format!("--git-dir={}", self.directory.display());
-        let all: Vec<&str> = [directory.as_str()].into_iter().chain(arguments.iter().copied()).collect();
-        self.run_in(&all, patience)
+        self.run_with(arguments, &[], patience)
     }
 
-    fn run_in(&self, arguments: &[&str], patience: Duration) -> Result<Vec<u8>, GitError> {
-        let command = || arguments.iter().find(|word| !word.starts_with('-')).copied().unwrap_or_default().to_owned();
+    fn run_with(&self, arguments: &[&str], more: &[(&str, OsString)], patience: Duration) -> Result<Vec<u8>, GitError> {
+        let directory = format!("--git-dir={}", self.directory.display());
+        let all: Vec<&str> = [directory.as_str()].into_iter().chain(arguments.iter().copied()).collect();
+        self.run_in(&all, more, patience)
+    }
+
+    fn run_in(&self, arguments: &[&str], more: &[(&str, OsString)], patience: Duration) -> Result<Vec<u8>, GitError> {
+        let command = || command(arguments).to_owned();
         let mut program = Command::new(&self.program);
-        program.args(arguments).env_clear().envs(self.environment.iter().map(|(key, value)| (key, value))).current_dir("/");
+        program.args(arguments).env_clear().envs(self.environment.iter().map(|(key, value)| (key, value)));
+        program.envs(more.iter().map(|(key, value)| (key, value))).current_dir("/");
         match child::run(&mut program, patience, &self.cancel) {
             Ok(Ran { status, out, .. }) if status.success() => Ok(out),
             Ok(Ran { said, .. }) => Err(self.said(command(), &said)),
@@ -252,6 +255,19 @@ fn shown(said: &str, secret: Option<&str>) -> String {
         text = text.replace(secret, "[redacted]").replace(&basic(secret), "[redacted]");
     }
     plain(text.trim())
+}
+
+/// The command of git among its arguments.
+fn command<'a>(arguments: &[&'a str]) -> &'a str {
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        match *word {
+            "-c" => _ = words.next(),
+            word if word.starts_with('-') => {}
+            word => return word,
+        }
+    }
+    ""
 }
 
 /// One line without control characters, of a length that a log bears.

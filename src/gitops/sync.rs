@@ -44,7 +44,7 @@ pub fn first(source: &GitOps, file: &Path) -> Result<Commit, String> {
     // Beside a link nothing may be written, perhaps.
     let place = target(file).with_extension("gitops");
     let fetched = (|| {
-        let git = Git::new(source, &place, Cancel::default())?;
+        let git = Git::new(source, &place, "repo.git", Cancel::default())?;
         let head = git.fetch(&source.branch)?;
         let text = candidate(&git, &head, source)?;
         meant(&text, source, file, Rejected::to_string)?;
@@ -59,7 +59,7 @@ pub fn first(source: &GitOps, file: &Path) -> Result<Commit, String> {
 fn look(job: &Job, file: &Path, state_dir: &Path, cancel: &Cancel) -> Result<Outcome, GitError> {
     let place = place(state_dir);
     let source = &job.source;
-    let git = Git::new(source, &place, cancel.clone())?;
+    let git = Git::new(source, &place, "repo.git", cancel.clone())?;
     let head = git.fetch(&source.branch)?;
     crash_point::reached("gitops.fetched");
     if let Some(applied) = job.applied.as_ref().filter(|applied| **applied != head.id && !job.accept_rewrite)
@@ -96,7 +96,7 @@ fn apply(job: &Job, git: &Git, head: &Commit, place: &Path, file: &Path) -> Resu
 }
 
 /// The text of the desired state in `head`, if a known key signed `head`.
-fn candidate(git: &Git, head: &Commit, source: &GitOps) -> Result<String, GitError> {
+pub(super) fn candidate(git: &Git, head: &Commit, source: &GitOps) -> Result<String, GitError> {
     if let Some(keys) = &source.verify {
         git.verify(&head.id, keys)?;
     }
@@ -105,7 +105,7 @@ fn candidate(git: &Git, head: &Commit, source: &GitOps) -> Result<String, GitErr
 }
 
 /// What `text` would mean at `file`, if it can; `told` words why not.
-fn meant(text: &str, source: &GitOps, file: &Path, told: fn(&Rejected) -> String) -> Result<Desired, GitError> {
+pub(super) fn meant(text: &str, source: &GitOps, file: &Path, told: fn(&Rejected) -> String) -> Result<Desired, GitError> {
     let desired = desired::load_candidate(text, file).map_err(|rejected| GitError::Unfit(told(&rejected)))?;
     if desired.gitops.is_none() {
         return Err(GitError::Unfit(format!(

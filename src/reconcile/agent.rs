@@ -10,6 +10,7 @@ use crate::{
         question::{Answer, Asked, Reply},
         status::AdminStatus,
     },
+    desired::Desired,
     instance::{Process, binary::SqBinary},
     observed::Moment,
     proxy::supervisor::ProxyEvent,
@@ -23,6 +24,8 @@ pub struct Agent {
     pub(super) core: Core<Host>,
     /// Whether the rows in the table are this agent's.
     pub(super) settled: watch::Sender<bool>,
+    /// What tenants.toml says that is in force.
+    pub(super) in_force: watch::Sender<Arc<Desired>>,
 }
 
 /// News from the tasks that carry out actions.
@@ -68,6 +71,11 @@ impl Agent {
                 let _ = waiting.remove(&number).map(|sender: oneshot::Sender<Answer>| sender.send(answer));
             }
             self.settled.send_if_modified(|settled| std::mem::replace(settled, self.core.is_settled()) != self.core.is_settled());
+            self.in_force.send_if_modified(|told| {
+                let is_new = !Arc::ptr_eq(told, &self.core.desired);
+                told.clone_from(&self.core.desired);
+                is_new
+            });
             if self.core.is_over() {
                 return self;
             }
@@ -112,6 +120,11 @@ impl Agent {
     /// Turns true once it is clear which of the instances that ran before live, and the routes say so.
     pub fn settled(&self) -> watch::Receiver<bool> {
         self.settled.subscribe()
+    }
+
+    /// What is in force, from now on.
+    pub fn in_force(&self) -> watch::Receiver<Arc<Desired>> {
+        self.in_force.subscribe()
     }
 
     /// The program is there.

@@ -55,6 +55,7 @@ impl Agent {
             quarantine: QUARANTINE,
         };
         let (host, events) = Host::new(host);
-        Ok((Self { core: Core::new(host, start, Moment::now())?, settled: watch::Sender::new(false) }, events))
+        let in_force = watch::Sender::new(start.desired.clone());
+        Ok((Self { core: Core::new(host, start, Moment::now())?, settled: watch::Sender::new(false), in_force }, events))
     }
 }

@@ -109,6 +109,7 @@ fn every_key_is_read_and_changes_what_is_desired() {
                 | "token_file"
                 | "webhook_secret_file"
                 | "verify"
+                | "signing_key_file"
                 | "git"
                 | "jwks_file"
                 | "ca_file"
