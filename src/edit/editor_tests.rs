@@ -311,6 +311,13 @@ fn a_persons_edit_that_a_dead_agent_had_taken_out_is_back_in_place() {
     assert!(made.changed);
     let tenants: Vec<_> = desk.load().tenants.into_keys().map(String::from).collect();
     assert_eq!(tenants, ["bob", "by-hand"], "nobody was told of eve");
+    // Where the agent that died had put it back already, its own is what lies beside.
+    let desk = Desk::new(HEAD);
+    die(&desk, "edit.exchanged");
+    fs::rename(desk.file(), desk.dir.path().join(&desk.beside()[0])).unwrap();
+    fs::write(desk.file(), &by_hand).unwrap();
+    runtime().block_on(desk.editor().make(Change::Remove { id: id("by-hand") }, by("root"))).unwrap();
+    assert_eq!((desk.text(), desk.beside()), (HEAD.trim_end().to_owned() + "\n", vec![]));
     // And where a person saved once more, on top of the agent's, the one before is kept aside.
     let desk = Desk::new(HEAD);
     die(&desk, "edit.exchanged");
