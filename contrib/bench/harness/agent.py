@@ -17,7 +17,7 @@ from .host import ROOT, Broken, end, run
 SQ_VERSION = "0.6.0"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 # Below the ports that the kernel gives to outgoing connections, and off the defaults, where a real agent may run.
-PORTS = "20001-29999"
+PORTS = "20001-30999"
 
 
 def build():
@@ -46,9 +46,9 @@ def free_port():
 
 
 class Agent:
-    """`sq-agent run` in `directory`, serving `ids` on `self.port`."""
+    """`sq-agent run` in `directory`, serving `ids` on `self.port`; `unserved` are tenants that are never ready."""
 
-    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto", keys=None, more=""):
+    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto", keys=None, more="", unserved=()):
         self.directory = directory
         self.file = directory / "tenants.toml"
         self.state = directory / "state"
@@ -63,7 +63,7 @@ class Agent:
         key.touch(mode=0o600)
         key.write_text(self.secret)
         self.sq = sq
-        self.ids = list(ids)
+        self.ids, self.unserved = list(ids), list(unserved)
         self.save()
         self.log = open(directory / "agent.log", "wb")
         self.program, self.cpu = program, cpu
@@ -107,7 +107,7 @@ secret_file = "jwt.key"
 concurrency = 64
 """
         text += self.more
-        text += "".join(f'[[tenants]]\nid = "{tenant}"\n{self.keys.get(tenant, "")}\n' for tenant in self.ids)
+        text += "".join(f'[[tenants]]\nid = "{tenant}"\n{self.keys.get(tenant, "")}\n' for tenant in self.ids + self.unserved)
         new = self.file.with_suffix(".new")
         new.write_text(text)
         new.rename(self.file)

@@ -3,11 +3,14 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from . import table
 from .host import Broken
 from .rivals import TEMPLATES
+
+STEADY = Path(__file__).resolve().parent / "steady.py"
 
 # Debian packages, and a file by which to see that each is there.
 PACKAGES = {"wrk": "/usr/bin/wrk", "apache2-utils": "/usr/bin/ab"}
@@ -30,10 +33,12 @@ def writes(url, authorization, body, seconds):
     return _figures(url, _run([*command, "-s", TEMPLATES / "wrk.lua", url, "--", authorization, str(body)], seconds, None))
 
 
-def wrk(url, authorizations, connections, seconds, core):
-    """Kept TLS connections, one request after the other on each. `authorizations` is a file with one header value a line."""
+def wrk(url, authorizations, connections, seconds, core, body=None):
+    """Kept TLS connections, one request after the other on each, which posts `body` bytes where that is given. `authorizations` is a file with
+    one header value a line."""
     command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{max(1, round(seconds))}s", "--timeout", "10s"]
-    return _figures(url, _run([*command, "-s", TEMPLATES / "wrk.lua", url, "--", authorizations], seconds, core))
+    arguments = [authorizations] if body is None else [authorizations, str(body)]
+    return _figures(url, _run([*command, "-s", TEMPLATES / "wrk.lua", url, "--", *arguments], seconds, core))
 
 
 def _figures(url, done):
@@ -55,6 +60,32 @@ def step_aside(nice):
     group = Path("/proc/self/autogroup")
     if group.exists():
         group.write_text(str(nice))
+
+
+class Steady:
+    """Requests at a constant rate whatever the answers, by steady.py, begun at once."""
+
+    def __init__(self, port, path, authorizations, rate, seconds, core, *, tls=True, connections=64):
+        arguments = [str(port), path, authorizations, str(rate), str(seconds), str(connections), "tls" if tls else "plain"]
+        self.seconds = seconds
+        self.process = subprocess.Popen(
+            [sys.executable, STEADY, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+
+    def result(self):
+        """Waits for its end: requests, of these failed, by kind, p50, p99 and the longest."""
+        try:
+            output, errors = self.process.communicate(timeout=self.seconds + 60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise Broken("steady.py did not end") from None
+        if self.process.returncode != 0:
+            raise Broken(f"steady.py: exit {self.process.returncode}\n{errors}")
+        return json.loads(output)
 
 
 class H2load:
