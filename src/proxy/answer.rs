@@ -6,14 +6,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    net::TcpStream,
-};
 
-use super::{forward::Rest, in_flight::InFlight, lane::Turn, track::Track};
+use super::{forward::Rest, in_flight::InFlight, lane::Turn, track::Track, upstream::Upstream};
 
 /// Most bytes of one read from sq.
 const READ: usize = 16 * 1024;
@@ -85,13 +81,15 @@ impl AnswerBody {
         ready!(self.pace.poll(cx));
         let rest = &mut streamed.rest;
         let most = usize::try_from(rest.bytes).unwrap_or(READ).min(READ);
-        let piece = ready!(poll_read_some(&mut rest.stream, most, cx));
+        let piece = ready!(poll_read_some(&rest.stream, most, cx));
         match piece {
             Ok(piece) if !piece.is_empty() => {
                 rest.bytes -= piece.len() as u64;
                 self.pace.sent(piece.len());
-                if rest.bytes == 0 {
-                    self.rest = None;
+                if rest.bytes == 0
+                    && let Some(Streamed { rest, .. }) = self.rest.take()
+                {
+                    rest.stream.end();
                 }
                 Poll::Ready(Some(Ok(piece)))
             }
@@ -137,13 +135,12 @@ impl Body for AnswerBody {
 }
 
 /// Reads at most `most` bytes; none is the end.
-fn poll_read_some(stream: &mut TcpStream, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-    let mut buffer = BytesMut::zeroed(most);
-    let mut filled = ReadBuf::new(&mut buffer);
-    ready!(Pin::new(stream).poll_read(cx, &mut filled))?;
-    let length = filled.filled().len();
-    buffer.truncate(length);
-    Poll::Ready(Ok(buffer.freeze()))
+fn poll_read_some(stream: &Upstream, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let mut buffer = Vec::with_capacity(most);
+    ready!(stream.poll_read(cx, &mut buffer))?;
+    // A reserve rounds up, and bytes beyond the announced length are nobody's.
+    buffer.truncate(most);
+    Poll::Ready(Ok(buffer.into()))
 }
 
 #[cfg(test)]

@@ -2,23 +2,19 @@
 //!
 //! sq closes after each answer without saying so; a pooled client loses up to 45 % of its POSTs that way (sq-facts).
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{borrow::Cow, future::poll_fn, io, time::Duration};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::time::timeout;
 
-use super::headers::passes_back;
+use super::{
+    headers::passes_back,
+    upstream::{Refused, Upstream},
+};
 
 /// Until sq must have answered: its own time-outs are 32 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
-
-/// Until a loopback connection must stand. A full backlog of sq (128) costs a SYN retry after 1 s, then after 2 s more.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest head of an answer, bytes. sq writes about 80.
 const MAX_HEAD: usize = 16 * 1024;
@@ -32,6 +28,9 @@ const READ_AT_ONCE: u64 = 64 * 1024;
 /// Bodies up to this length travel in the same write as the head.
 const WRITE_AT_ONCE: usize = 16 * 1024;
 
+/// Least room for a read of an answer, bytes: most answers of sq are shorter, and come whole.
+const READ: usize = 4 * 1024;
+
 /// A request as sq will read it.
 pub(crate) struct Exchange {
     pub(crate) port: u16,
@@ -43,6 +42,20 @@ impl Exchange {
     /// Length of its body, bytes.
     pub(crate) fn length(&self) -> u64 {
         self.body.iter().map(|piece| piece.len() as u64).sum()
+    }
+
+    /// What is written first, and what after that.
+    fn pieces(&self) -> (Cow<'_, [u8]>, &[Bytes]) {
+        match usize::try_from(self.length()) {
+            Ok(0) => (Cow::Borrowed(&self.head), &[]),
+            Ok(length) if length <= WRITE_AT_ONCE => {
+                let mut whole = Vec::with_capacity(self.head.len() + length);
+                whole.extend_from_slice(&self.head);
+                self.body.iter().for_each(|piece| whole.extend_from_slice(piece));
+                (Cow::Owned(whole), &[])
+            }
+            _ => (Cow::Borrowed(&self.head), &self.body),
+        }
     }
 }
 
@@ -65,7 +78,7 @@ impl Answer {
 
 /// The unread end of a body.
 pub(crate) struct Rest {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Upstream,
     pub(crate) bytes: u64,
 }
 
@@ -82,30 +95,36 @@ pub(crate) enum Failure {
     TimedOut,
 }
 
-/// Sends the request and reads the answer's head, and its body where it is short.
-pub(crate) async fn exchange(request: &Exchange) -> Result<Answer, Failure> {
-    exchange_on(connect(request.port).await?, request).await
-}
-
-/// A connection to whoever listens on `port`.
-pub(crate) async fn connect(port: u16) -> Result<TcpStream, Failure> {
-    match timeout(CONNECT_TIMEOUT, TcpStream::connect((Ipv4Addr::LOCALHOST, port))).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(_)) | Err(_) => Err(Failure::Refused),
+impl From<Refused> for Failure {
+    fn from(Refused: Refused) -> Self {
+        Self::Refused
     }
 }
 
-/// The same on a connection that stands.
-pub(crate) async fn exchange_on(stream: TcpStream, request: &Exchange) -> Result<Answer, Failure> {
-    timeout(ANSWER_TIMEOUT, talk(stream, request)).await.map_err(|_| Failure::TimedOut)?
+/// Sends the request and reads the answer's head, and its body where it is short.
+pub(crate) async fn exchange(request: &Exchange) -> Result<Answer, Failure> {
+    let (first, more) = request.pieces();
+    let (stream, sent) = Upstream::connect_with(request.port, &first, !more.is_empty()).await?;
+    in_time(talk(stream, first.get(sent..).unwrap_or_default(), more)).await
 }
 
-async fn talk(mut stream: TcpStream, request: &Exchange) -> Result<Answer, Failure> {
+/// The same on a connection that stands.
+pub(crate) async fn exchange_on(stream: Upstream, request: &Exchange) -> Result<Answer, Failure> {
+    let (first, more) = request.pieces();
+    in_time(talk(stream, &first, more)).await
+}
+
+async fn in_time(talk: impl Future<Output = Result<Answer, Failure>>) -> Result<Answer, Failure> {
+    timeout(ANSWER_TIMEOUT, talk).await.map_err(|_| Failure::TimedOut)?
+}
+
+/// Writes what is still to be written, and reads.
+async fn talk(stream: Upstream, first: &[u8], more: &[Bytes]) -> Result<Answer, Failure> {
     // sq answers 503 (its 512 connections are taken) without reading: a failed write may still have an answer to read.
-    let written = write_request(&mut stream, request).await;
-    let mut buffer = BytesMut::with_capacity(4 * 1024);
+    let written = write(&stream, first, more).await;
+    let mut buffer = Vec::new();
     let head = loop {
-        match read_some(&mut stream, &mut buffer).await {
+        match read_some(&stream, &mut buffer).await {
             Ok(0) => return Err(Failure::Broken),
             Ok(_) => {}
             Err(_) => return Err(Failure::Broken),
@@ -122,49 +141,48 @@ async fn talk(mut stream: TcpStream, request: &Exchange) -> Result<Answer, Failu
     if written.is_err() && head.status.is_success() {
         return Err(Failure::Broken);
     }
-    buffer.advance(head.bytes);
     finish(stream, buffer, head).await
 }
 
-async fn finish(mut stream: TcpStream, mut buffer: BytesMut, head: Head) -> Result<Answer, Failure> {
+async fn finish(stream: Upstream, mut buffer: Vec<u8>, head: Head) -> Result<Answer, Failure> {
+    let read = |buffer: &Vec<u8>| (buffer.len() - head.bytes) as u64;
     if head.length <= READ_AT_ONCE {
-        while (buffer.len() as u64) < head.length {
-            match read_some(&mut stream, &mut buffer).await {
+        while read(&buffer) < head.length {
+            match read_some(&stream, &mut buffer).await {
                 Ok(0) | Err(_) => return Err(Failure::Broken),
                 Ok(_) => {}
             }
         }
     }
     // Whatever stands beyond the announced length is nobody's.
-    buffer.truncate(usize::try_from(head.length).unwrap_or(usize::MAX));
-    let bytes = head.length - buffer.len() as u64;
-    let rest = (bytes > 0).then_some(Rest { stream, bytes });
-    Ok(Answer { status: head.status, headers: head.headers, first: buffer.freeze(), rest })
+    let here = read(&buffer).min(head.length);
+    let bytes = head.length - here;
+    let end = head.bytes + usize::try_from(here).unwrap_or(usize::MAX);
+    let rest = if bytes > 0 {
+        Some(Rest { stream, bytes })
+    } else {
+        stream.end();
+        None
+    };
+    Ok(Answer { status: head.status, headers: head.headers, first: Bytes::from(buffer).slice(head.bytes..end), rest })
 }
 
-async fn write_request(stream: &mut TcpStream, request: &Exchange) -> io::Result<()> {
-    let length: usize = request.body.iter().map(Bytes::len).sum();
-    if length <= WRITE_AT_ONCE {
-        if length == 0 {
-            return stream.write_all(&request.head).await;
-        }
-        let mut whole = Vec::with_capacity(request.head.len() + length);
-        whole.extend_from_slice(&request.head);
-        request.body.iter().for_each(|piece| whole.extend_from_slice(piece));
-        return stream.write_all(&whole).await;
+async fn write(stream: &Upstream, first: &[u8], more: &[Bytes]) -> io::Result<()> {
+    if !more.is_empty() {
+        stream.set_nodelay()?;
     }
-    // Several writes must not wait for each other's acknowledgement; a single one never does.
-    stream.set_nodelay(true)?;
-    stream.write_all(&request.head).await?;
-    for piece in &request.body {
+    stream.write_all(first).await?;
+    for piece in more {
         stream.write_all(piece).await?;
     }
     Ok(())
 }
 
-async fn read_some(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<usize> {
-    buffer.reserve(4 * 1024);
-    stream.read_buf(buffer).await
+async fn read_some(stream: &Upstream, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    if buffer.capacity() - buffer.len() < READ / 2 {
+        buffer.reserve(READ);
+    }
+    poll_fn(|cx| stream.poll_read(cx, buffer)).await
 }
 
 struct Head {
@@ -218,9 +236,12 @@ fn head_of(response: &httparse::Response<'_, '_>, bytes: usize) -> Option<Head> 
 
 #[cfg(test)]
 mod tests {
-    use std::future::Future;
+    use std::{future::Future, net::Ipv4Addr};
 
-    use tokio::net::TcpListener;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     use super::*;
 

@@ -1,10 +1,11 @@
 //! One write on its way to sq, with the guard before and behind it. It must run to its end, whatever becomes of the client: a task of its own.
 
 use super::{
-    forward::{Answer, Exchange, Failure, connect, exchange, exchange_on},
+    forward::{Answer, Exchange, Failure, exchange, exchange_on},
     guardian::{Gone, Guardian, Ticket},
     problem::Problem,
     room::Growth,
+    upstream::Upstream,
 };
 use crate::guard::wire::{Refusal, Sent, ToProxy, Verdict, Write};
 
@@ -40,7 +41,7 @@ impl Guarded {
     /// Sends it.
     pub(crate) async fn send(&self, guardian: &Guardian, request: &Exchange) -> Result<Answer, NoAnswer> {
         // sq gets its thread ready while the guard works.
-        let (begun, connected) = tokio::join!(guardian.begin(&self.write), connect(request.port));
+        let (begun, connected) = tokio::join!(guardian.begin(&self.write), Upstream::connect(request.port));
         let ticket = match begun {
             Ok((ToProxy::Begun { reload, .. }, ticket)) => {
                 if reload && let Err(failure) = self.reload().await {
@@ -54,7 +55,7 @@ impl Guarded {
         };
         let answer = match connected {
             Ok(stream) => exchange_on(stream, request).await,
-            Err(failure) => Err(failure),
+            Err(refused) => Err(refused.into()),
         };
         let sent = match &answer {
             Ok(answer) => Sent::Answered { success: answer.status.is_success(), length: answer.length() },

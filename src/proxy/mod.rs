@@ -65,6 +65,7 @@ mod trace;
 mod track;
 mod unknown_kid;
 mod upload;
+mod upstream;
 mod webhook;
 
 pub use control::NudgeReason;
