@@ -23,6 +23,8 @@ use super::head::BadHead;
 const HEAD: Duration = Duration::from_secs(10);
 /// A connection may be idle so long: as long as nginx's.
 const IDLE: Duration = Duration::from_secs(75);
+/// After so long hyper goes, see `doze`: a client with more to ask asks sooner, as a rule.
+const DOZE: Duration = Duration::from_secs(1);
 /// A client may take nothing of its answers for so long: sq itself gives up after 32 s.
 const STALLED: Duration = Duration::from_secs(30);
 /// A connection may be idle so long once the process retires. One over HTTP/1.1 cannot be told to go but in an answer, and to close it means to
@@ -44,6 +46,8 @@ pub(crate) struct State {
     blocked: AtomicBool,
     /// A request has come.
     asked: AtomicBool,
+    /// Something may be let go of as long as nothing is asked.
+    awake: AtomicBool,
     /// Another process serves on.
     retiring: AtomicBool,
     cut: AtomicBool,
@@ -60,7 +64,9 @@ pub(crate) struct State {
 /// Why a connection must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overdue {
-    /// Nothing is asked: say goodbye.
+    /// Nothing is asked: let go of what can be let go of, and go on.
+    Drowsy,
+    /// Nothing is asked any more: say goodbye.
     Idle,
     /// Too slow: drop it.
     Slow,
@@ -83,6 +89,7 @@ impl State {
             in_head: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             asked: AtomicBool::new(false),
+            awake: AtomicBool::new(false),
             retiring: AtomicBool::new(false),
             cut: AtomicBool::new(false),
             all_cut,
@@ -135,6 +142,11 @@ impl State {
         self.in_head.load(Ordering::Relaxed)
     }
 
+    /// Whether there is something to let go of while nothing is asked.
+    pub(crate) fn wakes(&self, awake: bool) {
+        self.awake.store(awake, Ordering::Relaxed);
+    }
+
     /// A request's work begins.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -183,7 +195,7 @@ impl State {
     }
 
     /// When to look again, and what is due then.
-    fn due(&self) -> (Instant, Overdue) {
+    pub(super) fn due(&self) -> (Instant, Overdue) {
         let due = self.due_of_all();
         if !self.multiplexed || !self.is_in_head() {
             return due;
@@ -204,6 +216,8 @@ impl State {
             return (self.after(&self.head_since, HEAD).max(self.after(&self.since, HEAD)), Overdue::Slow);
         } else if self.retiring.load(Ordering::Relaxed) {
             (IDLE_RETIRING, Overdue::Idle)
+        } else if self.awake.load(Ordering::Relaxed) {
+            (DOZE, Overdue::Drowsy)
         } else {
             (IDLE, Overdue::Idle)
         };
@@ -374,6 +388,25 @@ mod tests {
         let state = new(false);
         let start = Instant::now();
         assert_eq!(Clock::new(Arc::clone(&state)).await, Overdue::Idle);
+        assert_eq!(start.elapsed(), IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_dozes_after_a_second_and_is_idle_from_when_its_last_request_ended() {
+        let state = new(false);
+        state.wakes(true);
+        let mut busy = state.begin();
+        tokio::time::advance(IDLE).await;
+        assert_eq!(state.due().1, Overdue::Idle, "not while something is asked");
+        busy.stream();
+        assert_eq!(state.due().1, Overdue::Slow, "nor while an answer goes out");
+        drop(busy);
+        let start = Instant::now();
+        let mut clock = Clock::new(Arc::clone(&state));
+        assert_eq!((&mut clock).await, Overdue::Drowsy);
+        assert_eq!(start.elapsed(), DOZE);
+        state.wakes(false);
+        assert_eq!(clock.await, Overdue::Idle);
         assert_eq!(start.elapsed(), IDLE);
     }
 

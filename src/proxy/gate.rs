@@ -8,6 +8,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -25,6 +26,9 @@ use super::{
 
 /// Longest time for which a refused client may go on sending, so that the reset of a connection with unread bytes does not take the refusal with it.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// So much is read of the first words on an idle connection, bytes: most heads are shorter, and the rest of the others is read as always.
+const FIRST: usize = 2 * 1024;
 
 /// Where a connection is in its messages.
 #[derive(Debug)]
@@ -179,6 +183,27 @@ fn stand_in(head: &[u8]) -> String {
 }
 
 impl<S: AsyncRead + Unpin> Gate<S> {
+    /// Waits until there is something to read, for a connection on which nothing is under way; whether there was, and not the end.
+    pub(crate) fn poll_asks(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if !self.held.is_empty() {
+            return Poll::Ready(true);
+        }
+        let mut scratch = [MaybeUninit::uninit(); FIRST];
+        let mut came = ReadBuf::uninit(&mut scratch);
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut came));
+        self.held.extend_from_slice(came.filled());
+        Poll::Ready(read.is_ok() && !self.held.is_empty())
+    }
+
+    /// Takes back what hyper had and did not need.
+    pub(crate) fn take_back(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            let rest = std::mem::replace(&mut self.held, BytesMut::from(bytes));
+            self.held.extend_from_slice(&rest);
+            self.ready += bytes.len();
+        }
+    }
+
     /// Reads and forgets until the connection ends, for a while.
     fn forget(&mut self, cx: &mut Context<'_>, scratch: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = scratch.filled().len();

@@ -21,6 +21,7 @@ pub(crate) mod connection;
 mod control;
 mod conversation;
 pub mod credentials;
+mod doze;
 mod first_words;
 mod forward;
 mod frames;

@@ -16,6 +16,7 @@ use super::{
     arrival::{Arrived, arrive},
     client_address,
     connection::{Clock, Overdue, State, Watched},
+    doze::Dozing,
     first_words::Listeners,
     frames::Metered,
     gate::Gate,
@@ -248,7 +249,7 @@ async fn connection(
     // Only a latency matter.
     let _ = stream.set_nodelay(true);
     let live = shared.live.get();
-    let Some(Arrived { stream, peer }) = arrive(stream, address, &live, &handshakes).await else { return };
+    let Some(Arrived { stream, peer }) = Box::pin(arrive(stream, address, &live, &handshakes)).await else { return };
     let trusted = live.front.trusted.has(peer).then(|| live.front.trusted.clone());
     let hsts = live.hsts.clone();
     drop(live);
@@ -280,19 +281,27 @@ async fn connection(
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW);
         let io = TokioIo::new(Metered::new(io, Arc::clone(&state)));
-        drive(builder.serve_connection(io, service), http2::Connection::graceful_shutdown, address, &state, phase).await;
+        let connection = builder.serve_connection(io, service);
+        // In a box, as is what comes before: most connections are of HTTP/1.1 and idle, and a task is as large as the largest of what it may be.
+        Box::pin(drive(connection, http2::Connection::graceful_shutdown, |_| {}, address, &state, phase)).await;
     } else {
         let mut builder = http1::Builder::new();
         // Times are ours (see `connection`), since hyper counts idleness as a slow head.
         builder.header_read_timeout(None).max_header_size(MAX_HEAD).half_close(false);
-        let io = TokioIo::new(Gate::new(io, Arc::clone(&state)));
-        drive(builder.serve_connection(io, service), http1::Connection::graceful_shutdown, address, &state, phase).await;
+        let connection = Dozing::new(builder, Arc::clone(&state), Gate::new(io, Arc::clone(&state)), service);
+        drive(connection, Dozing::goodbye, Dozing::doze, address, &state, phase).await;
     }
 }
 
 /// Drives a connection to its end, or ends it where it is overdue or the process ends.
-async fn drive<C>(connection: C, goodbye: fn(Pin<&mut C>), peer: SocketAddr, state: &Arc<State>, mut phase: watch::Receiver<Phase>)
-where
+async fn drive<C>(
+    connection: C,
+    goodbye: fn(Pin<&mut C>),
+    doze: fn(Pin<&mut C>),
+    peer: SocketAddr,
+    state: &Arc<State>,
+    mut phase: watch::Receiver<Phase>,
+) where
     C: Future<Output = hyper::Result<()>>,
 {
     tokio::pin!(connection);
@@ -321,14 +330,17 @@ where
                 goodbye(connection.as_mut());
                 draining = false;
             }
-            overdue = &mut clock, if last.is_none() => {
-                if overdue == Overdue::Slow {
+            overdue = &mut clock, if last.is_none() => match overdue {
+                Overdue::Drowsy => doze(connection.as_mut()),
+                Overdue::Slow => {
                     tracing::debug!(%peer, "a client was too slow");
                     return;
                 }
-                goodbye(connection.as_mut());
-                last = Some(Instant::now() + GOODBYE);
-            }
+                Overdue::Idle => {
+                    goodbye(connection.as_mut());
+                    last = Some(Instant::now() + GOODBYE);
+                }
+            },
             () = sleep_until(last.unwrap_or_else(Instant::now)), if last.is_some() => return,
             Ok(()) = phase.changed() => match *phase.borrow_and_update() {
                 Phase::Serving => {}
