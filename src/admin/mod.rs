@@ -23,7 +23,15 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use self::{api::Api, door::Door, question::Desk, server::Socket, settings::Settings, status::AdminStatus};
+use self::{
+    api::{Api, ApiParts, Stage},
+    door::Door,
+    question::Desk,
+    server::Socket,
+    settings::Settings,
+    status::AdminStatus,
+};
+use crate::{desired::Desired, edit::Editor, secret::Secret};
 
 /// `<state_dir>/run/agent.sock`.
 pub fn socket(state_dir: &Path) -> PathBuf {
@@ -34,27 +42,48 @@ pub fn socket(state_dir: &Path) -> PathBuf {
 pub struct Doors {
     socket: Socket,
     tcp: Door,
+    api: Api,
+    stage: watch::Sender<Stage>,
+}
+
+/// What [`Doors`] need.
+pub struct DoorsParts {
+    /// The agent's socket.
+    pub socket: UnixListener,
+    /// To the loop.
+    pub desk: Desk,
+    /// What `[admin]` says; none where there is no TCP.
+    pub settings: watch::Receiver<Option<Arc<Settings>>>,
+    /// A TCP listener that an agent before left, in which somebody may wait.
+    pub kept: Option<TcpListener>,
+    /// Told how it is listened on TCP, at each change.
+    pub news: mpsc::Sender<AdminStatus>,
+    /// Changes tenants.toml.
+    pub editor: Editor,
+    /// What of it is in force.
+    pub in_force: watch::Receiver<Arc<Desired>>,
+    /// Of this host.
+    pub secret: Secret,
 }
 
 impl Doors {
-    /// Opens them: the agent's socket on `listener`, TCP as `settings` say, on `kept` where that listens there already. `news` is told how the
-    /// latter goes.
-    pub fn open(
-        listener: UnixListener,
-        desk: Desk,
-        settings: watch::Receiver<Option<Arc<Settings>>>,
-        kept: Option<TcpListener>,
-        news: mpsc::Sender<AdminStatus>,
-    ) -> Self {
-        let api = Api::new(desk.clone(), settings.clone());
-        let socket = Socket::serve(listener, commands::router(desk).merge(api.router()));
-        Self { socket, tcp: Door::open(settings, api.router(), kept, news) }
+    /// Opens them.
+    pub fn open(parts: DoorsParts) -> Self {
+        let DoorsParts { socket, desk, settings, kept, news, editor, in_force, secret } = parts;
+        let stage = watch::Sender::new(Stage::Here);
+        let api = Api::new(ApiParts { desk: desk.clone(), settings: settings.clone(), editor, in_force, secret, stage: stage.subscribe() });
+        let socket = Socket::serve(socket, commands::router(desk).merge(api.router()));
+        Self { socket, tcp: Door::open(settings, api.router(), kept, news), api, stage }
     }
 
-    /// Takes nothing more on either, and sees the last answers on TCP out. Returns the socket, on which somebody may still wait, and the TCP listener,
+    /// Takes nothing more on either, sees the last answers on TCP out, and changes nothing any more. Returns the socket, on which somebody may still wait, and the TCP listener,
     /// in which those wait whom the next agent answers.
     pub async fn leave(self) -> (Socket, Option<TcpListener>) {
         let socket = self.socket.close();
-        (socket, self.tcp.leave().await)
+        self.stage.send_replace(Stage::Leaving);
+        let listener = self.tcp.leave().await;
+        self.stage.send_replace(Stage::Gone);
+        self.api.let_go().await;
+        (socket, listener)
     }
 }

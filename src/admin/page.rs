@@ -40,6 +40,8 @@ impl StateWord {
 
 /// Most entries of a page.
 pub const LONGEST_PAGE: u16 = 1_000;
+/// Highest number of an event: every JSON reader takes it as it is (RFC 8259, 6).
+pub const LAST_EVENT: u64 = (1 << 53) - 1;
 /// Entries of a page where nothing is said.
 const PAGE: u16 = 100;
 
@@ -166,6 +168,33 @@ pub struct EventOut {
     pub kind: String,
     /// A sentence for people.
     pub detail: String,
+}
+
+/// What came of a change, as the loop tells it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// It is so.
+    pub done: bool,
+    /// A held plan is to be confirmed by this hash.
+    pub confirm: Option<String>,
+    /// What is still to come, or what is wrong, in a sentence.
+    pub detail: String,
+    /// How the tenant stands, where it has a place.
+    pub tenant: Option<TenantStatus>,
+}
+
+/// Whether a request of a certain name was made before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Begun {
+    /// It was not.
+    First,
+    /// It was, and broke off, so that it is not known what it did.
+    Interrupted,
+    /// It was, and this was the answer.
+    Answered(Vec<u8>),
+    /// Another request had that name.
+    Other,
 }
 
 /// Every tenant's health.

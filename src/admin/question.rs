@@ -9,7 +9,7 @@ use super::{
     page::{EventsWish, TenantsWish},
     status::RestoreRequest,
 };
-use crate::desired::TenantId;
+use crate::{desired::TenantId, edit::Change};
 
 /// What is asked of the loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +45,44 @@ pub enum Question {
     Health,
     /// A page of what happened.
     Events(EventsWish),
+    /// Say when this is so, or after 30 s what is still to come.
+    Await(Awaited),
+    /// Restart this tenant's instance, and say when another one answers.
+    RestartAndAwait(TenantId),
+    /// A request with an Idempotency-Key begins.
+    Begin(RequestName),
+    /// The request that is looked up by this ended: with an answer that is to be kept, or so that it may be made anew.
+    End(String, Option<Vec<u8>>),
     /// Note an event: about whom, of which kind, in words.
     Note(Option<TenantId>, &'static str, String),
+}
+
+/// What somebody waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Awaited {
+    /// A change that stands in tenants.toml, or on the branch, is carried out.
+    Change(Change),
+    /// The tenant runs in a later start than this.
+    Restart(TenantId, u64),
+}
+
+impl Awaited {
+    /// Whom it concerns.
+    pub fn id(&self) -> &TenantId {
+        match self {
+            Self::Change(change) => change.id(),
+            Self::Restart(id, _) => id,
+        }
+    }
+}
+
+/// A request that is to be done once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestName {
+    /// Made of its Idempotency-Key; says nothing of it.
+    pub lookup: String,
+    /// Made of all that it asks.
+    pub fingerprint: String,
 }
 
 /// What is asked of the repository that tenants.toml comes from.

@@ -305,8 +305,9 @@ pub struct UpgradeRequest {
     pub exe: PathBuf,
 }
 
-/// What the agent answers when it cannot do as asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What the agent answers when it cannot do as asked, and where a sentence is all that there is to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Detail)]
 pub struct Failure {
     /// What is wrong and what to do.
     pub detail: String,

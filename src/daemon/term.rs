@@ -12,12 +12,13 @@ use tokio::{
 use super::{run::Loaded, signals::Asked, systemd};
 use crate::{
     admin::{
-        self, Doors,
-        question::{Answer, Asked as Question, Desk, UpgradeAsked},
+        self, Doors, DoorsParts,
+        question::{Answer, Asked as Question, Desk, GitOpsAsked, Question as Words, UpgradeAsked},
         server::Socket,
         settings::KeyFile,
     },
     desired::{Desired, IsolationMode, Watch},
+    edit::{Editor, EditorParts},
     handover::Holder,
     instance::{
         binary,
@@ -125,6 +126,7 @@ impl Term {
         }
         let (ring, first_look) = Ring::new(&desired)?;
         let instance_secret = first_look.settings.instance_secret.clone();
+        let secret = instance_secret.clone();
         let (settings_sender, settings) = watch::channel(Arc::new(first_look.settings));
         let in_force = watch::Sender::new(None);
         let (access_log_sender, access_log) = watch::channel(desired.proxy.access_log.clone());
@@ -192,7 +194,23 @@ impl Term {
         let listener = admin::server::bind(&admin::socket(&desired.state_dir)).context("binding the agent's socket")?;
         let desk = Desk { questions: questions.clone(), upgrades: ask_upgrade };
         let (admin_news, admin) = mpsc::channel(4);
-        let doors = Doors::open(listener, desk, admin_settings, admin_listener, admin_news);
+        let editor = Editor::start(EditorParts {
+            file: file.clone(),
+            state_dir: desired.state_dir.clone(),
+            in_force: agent.in_force(),
+            look: Box::new(look_by(questions.clone())),
+        })
+        .context("a thread for edits of tenants.toml")?;
+        let doors = Doors::open(DoorsParts {
+            socket: listener,
+            desk,
+            settings: admin_settings,
+            kept: admin_listener,
+            news: admin_news,
+            editor,
+            in_force: agent.in_force(),
+            secret,
+        });
         let (to_loop, loop_signals) = mpsc::channel(4);
         let settled = agent.settled();
         let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, admin, questions: asked, signals: loop_signals }));
@@ -316,6 +334,15 @@ impl Term {
                 }
             }
         }
+    }
+}
+
+/// Has the repository looked at, by the loop.
+fn look_by(questions: mpsc::Sender<Question>) -> impl Fn() + Send {
+    move || {
+        let (answer, _) = oneshot::channel();
+        // Where so much is asked that there is no room for it, it is looked at when its time comes.
+        let _ = questions.try_send((Words::GitOps(GitOpsAsked::Sync { accept_rewrite: false }), answer));
     }
 }
 

@@ -66,16 +66,17 @@ impl Agent {
         loop {
             let now = Moment::now();
             self.core.round(now);
-            for (number, answer) in self.core.take_answers() {
-                // A command that did not wait for its answer is no error.
-                let _ = waiting.remove(&number).map(|sender: oneshot::Sender<Answer>| sender.send(answer));
-            }
-            self.settled.send_if_modified(|settled| std::mem::replace(settled, self.core.is_settled()) != self.core.is_settled());
+            // Before anybody is told that it is.
             self.in_force.send_if_modified(|told| {
                 let is_new = !Arc::ptr_eq(told, &self.core.desired);
                 told.clone_from(&self.core.desired);
                 is_new
             });
+            for (number, answer) in self.core.take_answers() {
+                // A command that did not wait for its answer is no error.
+                let _ = waiting.remove(&number).map(|sender: oneshot::Sender<Answer>| sender.send(answer));
+            }
+            self.settled.send_if_modified(|settled| std::mem::replace(settled, self.core.is_settled()) != self.core.is_settled());
             if self.core.is_over() {
                 return self;
             }

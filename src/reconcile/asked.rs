@@ -13,7 +13,7 @@ use super::{
 use crate::{
     admin::{
         page::{EventOut, EventsPage, EventsWish, HealthResult, HealthResults, HealthWord, TenantsPage, TenantsWish, Usage, UsagePage},
-        question::Answer,
+        question::{Answer, RequestName},
         status::AdminStatus,
     },
     desired::TenantId,
@@ -61,6 +61,18 @@ impl<W: World> Core<W> {
         let next = events.last().filter(|_| more).map(|event| event.number);
         let event = |Event { number, at, id, kind, detail }: Event| EventOut { number, at: rfc3339(at), tenant: id, kind, detail };
         json(&EventsPage { events: events.into_iter().map(event).collect(), next })
+    }
+
+    /// Whether this request was made before.
+    pub(super) fn begin_request(&mut self, request: &RequestName) -> Answer {
+        let unix_now = self.world.unix_now();
+        let begun = self.world.records().begin_request(&request.lookup, &request.fingerprint, unix_now);
+        begun.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string())).and_then(|begun| json(&begun))
+    }
+
+    pub(super) fn end_request(&mut self, lookup: &str, answer: Option<&[u8]>) -> Answer {
+        let ended = self.world.records().end_request(lookup, answer);
+        ended.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string())).and_then(|()| json(&()))
     }
 
     /// How the admin API is listened on from now on.

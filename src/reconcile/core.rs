@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    awaited::Waiting,
     backups::Backups,
     certificates::Certificates,
     event::{Drain, Unproved},
@@ -87,6 +88,8 @@ pub struct Core<W: World> {
     pub(super) backups: Backups,
     pub(super) following: Following,
     pub(super) keeping: Keeping,
+    /// Who waits for a change.
+    pub(super) waiting: Vec<Waiting>,
     /// Who takes how much of the disk.
     pub(super) room: Room,
     pub(super) certificates: Certificates,
@@ -196,6 +199,7 @@ impl<W: World> Core<W> {
             backups,
             following,
             keeping: Keeping::new(now),
+            waiting: Vec::new(),
             room: Room::default(),
             certificates: Certificates::default(),
             touched: BTreeSet::new(),
@@ -255,6 +259,7 @@ impl<W: World> Core<W> {
         if self.settled(now) || !self.draining.is_empty() || !self.unproved.is_empty() {
             self.publish(now);
         }
+        self.answer_waiting(now);
         let next_try = plan::next_try(&self.observed).into_iter().chain(self.next_roll_out(now)).min().filter(|_| !self.is_stopping());
         self.timers.answers = if self.world.is_asking() { self.timers.answers.min(now + Health::STEP) } else { now + FAR };
         self.timers.retry = next_try.unwrap_or(now + FAR).max(now + RETRY_PAUSE);
@@ -279,7 +284,7 @@ impl<W: World> Core<W> {
     pub fn wake_at(&self) -> Moment {
         let Timers { tick, survey, wheel, answers, retry } = self.timers;
         let soonest = tick.min(survey).min(wheel).min(answers).min(retry);
-        self.next_look_at_repository().map_or(soonest, |look| look.min(soonest))
+        [self.next_look_at_repository(), self.next_answer()].into_iter().flatten().fold(soonest, Moment::min)
     }
 
     /// Does what is due by the clock.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     acme,
-    admin::{self, settings::KeyFile},
+    admin::{self, page::Begun, settings::KeyFile},
     backup::{self, Job, Report},
     certificate::Facts,
     child::Running,
@@ -523,6 +523,14 @@ impl Records for Store {
         limit: u32,
     ) -> Result<Vec<store::Event>, StoreError> {
         self.events_of(id, kind, before, limit)
+    }
+
+    fn begin_request(&mut self, lookup: &str, fingerprint: &str, now: u64) -> Result<Begun, StoreError> {
+        Self::begin_request(self, lookup, fingerprint, now)
+    }
+
+    fn end_request(&mut self, lookup: &str, answer: Option<&[u8]>) -> Result<(), StoreError> {
+        Self::end_request(self, lookup, answer)
     }
 
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

@@ -36,7 +36,7 @@ pub(super) struct Keeping {
     is_full: bool,
     /// Work that a command waits for.
     asked: BTreeSet<u64>,
-    answers: Vec<(u64, Answer)>,
+    pub(super) answers: Vec<(u64, Answer)>,
 }
 
 /// A snapshot that is to be taken.
@@ -60,7 +60,7 @@ impl Keeping {
         }
     }
 
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.number += 1;
         self.number
     }

@@ -7,6 +7,7 @@
 
 pub mod agent;
 mod asked;
+mod awaited;
 pub mod backoff;
 mod backups;
 mod certificates;

@@ -31,6 +31,10 @@ impl<W: World> Core<W> {
             Question::Restart(id) => self.restart(&id),
             Question::GitOps(asked) => self.ask_gitops(asked, now),
             Question::Backup { may_make } => self.ask_for_backup(may_make, now),
+            Question::Await(what) => return self.await_change(what, now),
+            Question::RestartAndAwait(id) => return self.restart_and_await(&id, now),
+            Question::Begin(request) => self.begin_request(&request),
+            Question::End(lookup, answer) => self.end_request(&lookup, answer.as_deref()),
             Question::Tenant(id) => self.tell_of_tenant(&id, now),
             Question::Tenants(wish) => self.tell_of_tenants(&wish, now),
             Question::Usage(id) => self.tell_usage(&id, now),
@@ -66,7 +70,7 @@ impl<W: World> Core<W> {
         }
     }
 
-    fn restart(&mut self, id: &TenantId) -> Answer {
+    pub(super) fn restart(&mut self, id: &TenantId) -> Answer {
         let Some(known) = self.observed.known.get_mut(id) else { return Err(unknown(id)) };
         if known.spec.suspended {
             return Err((StatusCode::CONFLICT, format!("{id} is suspended: remove `suspended = true` from tenants.toml to start it")));

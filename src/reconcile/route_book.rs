@@ -54,6 +54,11 @@ impl RouteBook {
         self.pending = Pending::Nothing;
     }
 
+    /// Whether the rows as they are now stand in the table.
+    pub fn is_published(&self) -> bool {
+        self.pending == Pending::Nothing && self.dirty.is_empty()
+    }
+
     /// The table could not be written; whether that is news.
     pub fn failed(&mut self) -> bool {
         std::mem::replace(&mut self.pending, Pending::Failed) != Pending::Failed

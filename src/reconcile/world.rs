@@ -8,6 +8,7 @@ use std::{collections::HashMap, fmt, io, path::PathBuf, time::Duration};
 
 use super::event::{Drain, Unproved};
 use crate::{
+    admin::page::Begun,
     backup::Job,
     certificate::Facts,
     desired::{Acme, Desired, Snapshots, SqSource, TenantId},
@@ -208,6 +209,10 @@ pub trait Records {
         before: Option<u64>,
         limit: u32,
     ) -> Result<Vec<store::Event>, StoreError>;
+    /// Whether a request that is looked up so was made before; it begins now where it was not.
+    fn begin_request(&mut self, lookup: &str, fingerprint: &str, now: u64) -> Result<Begun, StoreError>;
+    /// It ended, with an answer that is to be kept, or so that it may be made anew.
+    fn end_request(&mut self, lookup: &str, answer: Option<&[u8]>) -> Result<(), StoreError>;
     /// Notes an event for people.
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError>;
 }

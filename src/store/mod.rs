@@ -8,6 +8,7 @@ mod events;
 mod lock;
 mod notes;
 mod open;
+mod requests;
 mod tenants;
 
 use std::{

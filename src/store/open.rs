@@ -28,7 +28,7 @@ const FILE: &str = "instances.db";
 
 /// Each entry takes the layout one version further; PRAGMA user_version counts those applied. Never change one that
 /// was released: add another.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE tenants (
         id         TEXT PRIMARY KEY,
@@ -62,6 +62,15 @@ const MIGRATIONS: [&str; 2] = [
     "
     ALTER TABLE tenants ADD COLUMN program TEXT; -- of the latest start
     CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+",
+    "
+    CREATE TABLE requests (                     -- of the admin API, that are to be done once
+        lookup      TEXT PRIMARY KEY,
+        at          INTEGER NOT NULL,
+        fingerprint TEXT NOT NULL,
+        answer      BLOB                        -- sealed; NULL until there is one
+    ) STRICT;
+    CREATE INDEX requests_at ON requests (at);
 ",
 ];
 

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, io, panic, time::Duration};
 
 use sq_agent::{
+    admin::page::Begun,
     backup::Job,
     certificate::Facts,
     desired::{Acme, Desired, Snapshots, SqSource, TenantId},
@@ -538,6 +539,14 @@ impl Records for SimRecords {
         _limit: u32,
     ) -> Result<Vec<store::Event>, StoreError> {
         Ok(Vec::new())
+    }
+
+    fn begin_request(&mut self, _lookup: &str, _fingerprint: &str, _now: u64) -> Result<Begun, StoreError> {
+        Ok(Begun::First)
+    }
+
+    fn end_request(&mut self, _lookup: &str, _answer: Option<&[u8]>) -> Result<(), StoreError> {
+        Ok(())
     }
 
     fn event(&mut self, _at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

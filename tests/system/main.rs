@@ -6,6 +6,7 @@ mod support;
 
 mod acme;
 mod admin;
+mod admin_changes;
 mod agent;
 mod apart;
 mod api;

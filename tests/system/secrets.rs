@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Everything below `dir` that is a file, with its content.
-fn files(dir: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
+pub(crate) fn files(dir: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
         let (path, kind) = (entry.path(), entry.file_type().unwrap());
         if kind.is_dir() {
@@ -28,7 +28,7 @@ fn files(dir: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
     }
 }
 
-fn holds(bytes: &[u8], secret: &str) -> bool {
+pub(crate) fn holds(bytes: &[u8], secret: &str) -> bool {
     bytes.windows(secret.len()).any(|window| window == secret.as_bytes())
 }
 

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::{
     Api, document,
     gate::{self, Shown, Way},
+    once,
     problem::Problem,
 };
 use crate::{admin::question::Question, desired::TenantId, observed::monotonic, proxy::request_id::RequestId};
@@ -26,8 +27,10 @@ pub(super) const LONGEST_BODY: usize = 64 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Who a program asks for, in its own words.
 pub(super) const ACTOR: HeaderName = HeaderName::from_static("x-admin-actor");
-/// Longest actor or reason that is noted, characters.
-const LONGEST_WORDS: usize = 256;
+/// Longest name, bytes.
+const LONGEST_ACTOR: usize = 64;
+/// Longest reason, characters.
+pub(super) const LONGEST_WORDS: usize = 256;
 
 /// Who asks, as far as that is known.
 #[derive(Debug, Clone)]
@@ -37,6 +40,8 @@ pub(super) struct Caller {
     /// How it came.
     pub(super) way: Way,
     pub(super) request_id: RequestId,
+    /// The same request was made before and broke off, so that it may have done what it was to do.
+    pub(super) was_interrupted: bool,
 }
 
 /// See the file's description.
@@ -76,15 +81,15 @@ async fn serve(api: Api, request: Request, next: Next, id: &RequestId) -> Result
     if is_change && !body.is_empty() && !is_json(&parts.headers) {
         return Err(Problem::not_json());
     }
-    let caller = Caller { actor: actor(&parts.headers, way)?, way, request_id: id.clone() };
-    parts.extensions.insert(caller.clone());
+    let caller = Caller { actor: actor(&parts.headers, way)?, way, request_id: id.clone(), was_interrupted: false };
     if !is_change {
+        parts.extensions.insert(caller);
         return Ok(next.run(Request::from_parts(parts, Body::from(body))).await);
     }
     let (method, path, reason) = (parts.method.clone(), parts.uri.path().to_owned(), reason(&body));
     // To its end, also where the client goes away in the middle.
     let done = tokio::spawn(async move {
-        let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+        let response = once::once(&api, caller.clone(), parts, body, next).await;
         record(&api, &caller, &method, &path, &reason, response.status()).await;
         response
     });
@@ -139,12 +144,16 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
+/// As it names itself: what may also be the author of a commit.
 fn actor(headers: &HeaderMap, way: Way) -> Result<String, Problem> {
     let Some(actor) = headers.get(&ACTOR) else { return Ok(way.text()) };
-    let words = actor.to_str().ok().filter(|words| !words.trim().is_empty() && words.len() <= LONGEST_WORDS);
-    let words =
-        words.ok_or_else(|| Problem::bad_request(format!("X-Admin-Actor is a name of at most {LONGEST_WORDS} plain characters")))?;
-    Ok(words.trim().to_owned())
+    let words = actor.to_str().unwrap_or_default();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b" ._@+-".contains(&byte);
+    let is_good =
+        words.len() <= LONGEST_ACTOR && words.bytes().all(plain) && words.starts_with(|first: char| first.is_ascii_alphanumeric());
+    let wrong =
+        || Problem::bad_request(format!("X-Admin-Actor is a name of at most {LONGEST_ACTOR} letters, digits, spaces and . _ @ + -"));
+    is_good.then(|| words.trim_end().to_owned()).ok_or_else(wrong)
 }
 
 /// Why, in the words of whoever asks.

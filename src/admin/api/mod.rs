@@ -4,24 +4,56 @@
 //! asks the loop.
 
 mod arrive;
+mod change;
+mod credentials;
 mod document;
 mod extract;
 mod gate;
+mod once;
 mod problem;
 mod read;
+mod snapshots;
+mod write;
 
 use std::sync::{Arc, Mutex};
 
 use axum::{Router, middleware};
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(super) use gate::Way;
 pub(super) use problem::Problem;
 
 use super::{question::Desk, settings::Settings};
-use crate::proxy::request_id::RequestIds;
+use crate::{desired::Desired, edit::Editor, proxy::request_id::RequestIds, secret::Secret};
+
+/// What an [`Api`] needs.
+pub struct ApiParts {
+    /// To the loop.
+    pub desk: Desk,
+    /// What `[admin]` says now; none where nobody comes by TCP.
+    pub settings: watch::Receiver<Option<Arc<Settings>>>,
+    /// Changes tenants.toml.
+    pub editor: Editor,
+    /// What of it is in force.
+    pub in_force: watch::Receiver<Arc<Desired>>,
+    /// Of this host: what has to be kept of an answer is sealed by it.
+    pub secret: Secret,
+    /// Whether the agent makes way for another one.
+    pub stage: watch::Receiver<Stage>,
+}
+
+/// How far an agent is that makes way for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It does not.
+    Here,
+    /// Nobody is kept waiting any more.
+    Leaving,
+    /// Nothing is begun or gone on with.
+    Gone,
+}
 
 /// What all requests share.
 #[derive(Clone)]
@@ -32,17 +64,46 @@ struct Shared {
     /// What `[admin]` says now; none where nobody comes by TCP.
     settings: watch::Receiver<Option<Arc<Settings>>>,
     limiter: Mutex<gate::Limiter>,
+    /// Changes tenants.toml, until it is another agent's.
+    editor: RwLock<Option<Editor>>,
+    /// What is in force.
+    in_force: watch::Receiver<Arc<Desired>>,
+    /// Requests that are to be done once.
+    once: once::Once,
+    /// Whether the agent makes way for another one.
+    stage: watch::Receiver<Stage>,
     ids: RequestIds,
     /// The OpenAPI document.
     document: Bytes,
 }
 
 impl Api {
-    /// Asks through `desk`, and lets in by `settings`.
-    pub(super) fn new(desk: Desk, settings: watch::Receiver<Option<Arc<Settings>>>) -> Self {
+    pub(super) fn new(parts: ApiParts) -> Self {
+        let ApiParts { desk, settings, editor, in_force, secret, stage } = parts;
         let ids = RequestIds::new(getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id())));
         let document = document::bytes(&routes().into_openapi());
-        Self(Arc::new(Shared { desk, settings, limiter: Mutex::default(), ids, document }))
+        let once = once::Once::new(secret);
+        Self(Arc::new(Shared {
+            desk,
+            settings,
+            limiter: Mutex::default(),
+            editor: RwLock::new(Some(editor)),
+            in_force,
+            once,
+            stage,
+            ids,
+            document,
+        }))
+    }
+
+    fn in_force(&self) -> Arc<Desired> {
+        self.0.in_force.borrow().clone()
+    }
+
+    /// What users type.
+    fn public_url(&self) -> String {
+        let proxy = &self.in_force().proxy;
+        proxy.public_url.clone().unwrap_or_else(|| proxy.listen.first().map(|address| format!("https://{address}")).unwrap_or_default())
     }
 
     /// The routes, to be merged with those that stand beside them at the same door. A route for programs that are no clients of the API (metrics,
@@ -64,7 +125,18 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(read::health_check_all))
         .routes(routes!(read::status))
         .routes(routes!(read::tenants))
-        .routes(routes!(read::tenant))
+        .routes(routes!(read::tenant, write::remove))
+        .routes(routes!(write::provision))
+        .routes(routes!(write::suspend))
+        .routes(routes!(write::resume))
+        .routes(routes!(write::restart))
+        .routes(routes!(write::tier))
+        .routes(routes!(write::confirm))
+        .routes(routes!(credentials::mint, credentials::revoke))
+        .routes(routes!(credentials::api_keys, credentials::make_api_key))
+        .routes(routes!(credentials::remove_api_key))
+        .routes(routes!(snapshots::list, snapshots::take))
+        .routes(routes!(snapshots::restore))
         .routes(routes!(read::usages))
         .routes(routes!(read::usage))
         .routes(routes!(read::events))

@@ -70,6 +70,14 @@ impl Problem {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "Not JSON", detail)
     }
 
+    pub(super) fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "conflict", "Not as things stand", detail)
+    }
+
+    pub(super) fn internal(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The agent could not do it", detail)
+    }
+
     /// The agent makes way for another one, or ends.
     pub(super) fn stopping() -> Self {
         let detail = "the agent is stopping, or makes way for a new one: try again";
@@ -91,7 +99,7 @@ impl Problem {
     pub(super) fn of_loop((status, detail): (StatusCode, String)) -> Self {
         match status {
             StatusCode::NOT_FOUND => Self::new(status, "no-such-tenant", "No such tenant", detail),
-            StatusCode::CONFLICT => Self::new(status, "conflict", "Not as things stand", detail),
+            StatusCode::CONFLICT => Self::conflict(detail),
             StatusCode::SERVICE_UNAVAILABLE => Self::stopping(),
             StatusCode::BAD_REQUEST => Self::bad_request(detail),
             _ => Self::new(status, "internal", "The agent could not do it", detail),

@@ -10,7 +10,7 @@ use super::{
     problem::Problem,
 };
 use crate::admin::{
-    page::{EventsPage, EventsWish, HealthResults, LONGEST_PAGE, TenantsPage, TenantsWish, Usage, UsagePage},
+    page::{EventsPage, EventsWish, HealthResults, LAST_EVENT, LONGEST_PAGE, TenantsPage, TenantsWish, Usage, UsagePage},
     question::{Answer, Question},
     status::TenantStatus,
 };
@@ -80,6 +80,9 @@ pub(super) async fn usage(State(api): State<Api>, Id(id): Id) -> Result<Json, Pr
 #[utoipa::path(get, path = "/api/admin/events", tag = "events", params(EventsWish), responses((status = 200, description = "A page, the newest first", body = EventsPage)))]
 pub(super) async fn events(State(api): State<Api>, Asked(wish): Asked<EventsWish>) -> Result<Json, Problem> {
     check_limit(wish.limit)?;
+    if wish.cursor.is_some_and(|cursor| cursor > LAST_EVENT) {
+        return Err(Problem::bad_request(format!("cursor is at most {LAST_EVENT}")));
+    }
     told(&api, Question::Events(wish)).await
 }
 
