@@ -383,6 +383,7 @@ impl Engine {
     fn quiet(&mut self) {
         let mut state = self.state.borrow_mut();
         trace!(state, "quiet");
+        state.quiet = true;
         let now = state.now;
         state.crash = None;
         state.take_out(|next| matches!(next, Next::Step(_)));

@@ -201,6 +201,8 @@ pub(crate) struct State {
     pub(crate) changes: u64,
     /// From here on nothing is to change any more.
     pub(crate) frozen: bool,
+    /// Nothing goes wrong any more.
+    pub(crate) quiet: bool,
     /// The living agent has a program to start.
     pub(crate) has_program: bool,
     /// A write to them broke off, and what it left was not put back.
@@ -274,6 +276,7 @@ impl State {
             programs: None,
             changes: 0,
             frozen: false,
+            quiet: false,
             has_program: false,
             doubts: BTreeSet::new(),
             hasty: false,

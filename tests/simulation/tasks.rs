@@ -247,7 +247,7 @@ impl State {
 
     fn kept(&mut self, agent: u64, number: u64, id: &TenantId) {
         self.at_files.remove(id);
-        let fails = !self.frozen && self.rng.one_in(8);
+        let fails = !self.quiet && self.rng.one_in(8);
         let taken = if fails { Err(NotKept { why: "a fault".into(), no_room: self.rng.one_in(2) }) } else { Ok(Taken::Nothing) };
         self.send(agent, Some(id), Event::Kept(number, id.clone(), taken));
     }
