@@ -22,11 +22,14 @@ burst      = 1000
 [[tenants]]
 id        = "ada@example.com"
 cpu_quota = "100%"
+body_max  = "64M"
 [[tenants]]
 id = "bob@example.com"
 [[tenants]]
-id       = "greedy@example.com"
-body_max = "64M"
+id         = "greedy@example.com"
+body_max   = "64M"
+# The guard would not let it come to that.
+durability = "off"
 T
 
 # A cgroup that is the agent's, as Delegate=yes makes one.
@@ -105,6 +108,7 @@ for _ in 1 2 3; do as bob "/api/v2/update?$page" --data-binary @/tmp/megabyte >/
 within 'bob was held to his share of CPU (periods throttled)' 1 1000000000 "$(seen bob cpu.stat | sed -n 's/^nr_throttled //p')"
 
 echo '# too much: 16 MB at once cost sq 48 MB and more'
+is 'the guard refuses what would kill her sq' 413 "$(as ada "/api/v2/update?$page" --data-binary @/tmp/sixteen)"
 before=$(state greedy pid) other=$(state bob pid)
 status=$(as greedy "/api/v2/update?$page" --data-binary @/tmp/sixteen)
 echo "# the upload was answered with $status"
