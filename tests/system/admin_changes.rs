@@ -269,6 +269,10 @@ async fn snapshots_are_taken_listed_and_put_back() {
     assert_eq!(count().await, before + 1, "with what was there before");
     let other = api.post("/api/admin/tenants/bob/restore", json!({"from": "ada", "phext": "diary"})).await;
     assert_eq!((other.status, host.user("bob").get(READ).await.text()), (200, "one"), "{other:?}");
+    // Of one that left, too.
+    assert_eq!(api.ask(Method::DELETE, "/api/admin/tenants/ada", None).await.status, 200);
+    assert!(api.get(snapshots).await.is_problem(404, "no-such-tenant"));
+    assert_eq!(api.post("/api/admin/tenants/bob/restore", json!({"from": "ada", "phext": "diary"})).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

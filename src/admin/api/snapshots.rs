@@ -102,12 +102,13 @@ pub(super) struct Restored {
 
 /// A tenant's snapshots
 ///
-/// Also of one that was removed.
+/// Those of one that was removed stay; they are listed again when it is back, and may be put back into another tenant before.
 #[utoipa::path(
     get, path = "/api/admin/tenants/{id}/snapshots", tag = "snapshots", params(("id" = TenantIdText,)),
     responses((status = 200, description = "The oldest first", body = Snapshots))
 )]
 pub(super) async fn list(State(api): State<Api>, Id(id): Id) -> Result<Response, Problem> {
+    is_served(&api, &id)?;
     Ok(json(&Snapshots { snapshots: listed(&api, &id).await?.iter().map(Snapshot::of).collect() }))
 }
 
@@ -144,14 +145,17 @@ pub(super) async fn restore(State(api): State<Api>, Id(to): Id, Wish(wish): Wish
         Some(from) => TenantId::parse(&from).map_err(|error| unprocessable(format!("from: {error}")))?,
         None => to.clone(),
     };
-    if !api.in_force().tenants.contains_key(&to) {
-        return Err(Problem::of_loop((StatusCode::NOT_FOUND, format!("no tenant {to} on this host"))));
-    }
+    is_served(&api, &to)?;
     let names: Vec<Name> = listed(&api, &from).await?.into_iter().map(|listed| listed.name).collect();
     let name = snapshot::choose(&names, at.as_deref()).map_err(|error| Problem::conflict(format!("{from}: {error}")))?;
     let question = Question::Restore(RestoreRequest { from, name, file: phext.as_deref().map(phext_file), to });
     let RestoreAnswer { detail, files, bytes, removed, before } = ask(&api, question).await?;
     Ok(json(&Restored { detail, files, bytes, removed, before }))
+}
+
+fn is_served(api: &Api, id: &TenantId) -> Result<(), Problem> {
+    let missing = || Problem::of_loop((StatusCode::NOT_FOUND, format!("no tenant {id} on this host")));
+    api.in_force().tenants.contains_key(id).then_some(()).ok_or_else(missing)
 }
 
 async fn listed(api: &Api, id: &TenantId) -> Result<Vec<Listed>, Problem> {
