@@ -17,7 +17,7 @@ use crate::{
     support::{
         DEADLINE,
         client::{Answer, Http, Upload},
-        has_programs,
+        eventually, has_programs,
     },
 };
 
@@ -291,7 +291,9 @@ async fn a_webhook_is_taken_while_the_agent_is_away_and_by_a_proxy_that_retires(
     it.host.spawn_agent();
     let first = until(&it, "the next agent is told", |gitops| gitops.last_webhook.is_some()).await.last_webhook;
     it.host.settled().await;
-    // So that the next one comes at another second.
+    // Both are told by the second, so the next one has to come at another.
+    let told = Instant::now();
+    eventually("another second", async || told.elapsed().as_secs() >= 1).await;
     let second = |status: &GitOpsStatus| status.last_webhook > first;
 
     let mut stream = it.host.client().connect(Http::One).await.unwrap();
