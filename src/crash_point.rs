@@ -8,7 +8,7 @@
 pub const VARIABLE: &str = "SQ_AGENT_CRASH_AT";
 
 /// Every place, in the order of a life.
-pub const POINTS: [&str; 50] = [
+pub const POINTS: [&str; 51] = [
     "file.kept",        // tenants.toml is in force, its last good copy kept
     "take_in.noted",    // a new tenant has its slot and what is in force for it
     "apply.noted",      // a known tenant's limits are noted
@@ -39,6 +39,7 @@ pub const POINTS: [&str; 50] = [
     "restore.replaced", // one file is replaced
     "restore.done",     // all are
     "restore.told",     // the loop knows
+    "alerts.kept",      // what is to be told is kept, and was not sent
     "gitops.fetched",   // the head of the branch is here
     "gitops.judged",    // it is good, and what a person wrote is kept
     "gitops.put",       // its file is in place, the loop does not know

@@ -4,6 +4,7 @@
 
 pub mod acme;
 pub mod admin;
+pub mod alerts;
 pub mod backup;
 pub mod certificate;
 pub(crate) mod child;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
+    alerts::{Kind, Severity},
     desired::TenantId,
     gitops::book::Commit,
     instance::isolation::Isolation,
@@ -37,6 +38,9 @@ pub struct Status {
     /// The admin API on TCP, where there is one.
     #[serde(default)]
     pub admin: Option<AdminStatus>,
+    /// What needs somebody, and whether people can be told.
+    #[serde(default)]
+    pub alerts: AlertsStatus,
     /// Every tenant that has a place on this host, by id.
     pub tenants: Vec<TenantStatus>,
 }
@@ -48,6 +52,52 @@ pub struct AdminStatus {
     pub listen: Option<String>,
     /// Why it is not where tenants.toml says, and what to do.
     pub trouble: Option<String>,
+}
+
+/// Alerts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlertsStatus {
+    /// Those that are open.
+    pub open: Vec<AlertStatus>,
+    /// Where they are told.
+    pub channels: Vec<ChannelStatus>,
+}
+
+/// An alert that is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlertStatus {
+    /// What it is about.
+    pub kind: Kind,
+    /// Whose instance, where it is about one.
+    #[serde(default)]
+    pub tenant: Option<TenantId>,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// In a sentence.
+    pub text: String,
+    /// What to run.
+    pub command: String,
+}
+
+/// A channel on which alerts are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelStatus {
+    /// `discord`, `webhook` or `exec`.
+    pub name: String,
+    /// Messages that wait to be taken.
+    pub waiting: usize,
+    /// When one was last taken, RFC 3339.
+    pub last_sent: Option<String>,
+    /// Why they are not, if they are not.
+    pub trouble: Option<String>,
+    /// Since when, RFC 3339.
+    pub trouble_since: Option<String>,
+    /// Nothing is sent there any more, until its address is another one or the agent starts anew.
+    pub stopped: bool,
+    /// Messages that it did not take, and that are not sent again.
+    pub given_up: u64,
 }
 
 /// The disk where the tenants' files lie.

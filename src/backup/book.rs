@@ -113,6 +113,15 @@ impl Note {
     }
 }
 
+/// What of the backups needs somebody, in sentences.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Troubles {
+    /// Two in a row, or more, are missing.
+    pub missed: Option<String>,
+    /// The repository has errors, or what came back was not what went in.
+    pub untrue: Option<String>,
+}
+
 /// What of it survives the agent. Times are seconds since 1970.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -365,6 +374,23 @@ impl Book {
             self.kept.last_good.map_or("there is no good backup".to_owned(), |at| format!("the last good one is of {}", rfc3339(at)));
         let every = humantime::format_duration(Duration::from_secs(backup.every));
         Some(Note::alert("backup_missed", format!("{misses} in a row, one was due every {every}; {last}: {why}")))
+    }
+
+    /// What needs somebody at `unix_now`.
+    pub fn troubles(&self, backup: &Backup, unix_now: u64) -> Troubles {
+        if self.kept.repository != backup.repository {
+            return Troubles::default();
+        }
+        let status = self.status(backup, unix_now);
+        let last = status.last_good.map_or("there is no good one".to_owned(), |at| format!("the last good one is of {at}"));
+        let every = humantime::format_duration(Duration::from_secs(backup.every));
+        let why = self.kept.backup_error.as_ref().map(|failed| format!(": {}", failed.text)).unwrap_or_default();
+        let untrue = [&self.kept.check_error, &self.kept.test_restore_error].into_iter().flatten().max_by_key(|failed| failed.at);
+        Troubles {
+            // Not by the age alone: an agent that was away for days tries first.
+            missed: self.kept.alerted.then(|| format!("one is due every {every}, {last}{why}")),
+            untrue: untrue.map(|failed| failed.text.clone()),
+        }
     }
 
     /// For people.

@@ -125,7 +125,14 @@ fn an_agent_that_was_away_for_days_tries_before_it_complains() {
     next.at += 60;
     assert!(next.book.look(&next.backup, next.at).is_none());
     assert!(next.due().is_some());
+    assert_eq!(next.book.troubles(&next.backup, next.at), Troubles::default());
     assert_eq!(next.done(Err("gone")), ["backup_failed", "backup_missed"]);
+    let missed = next.book.troubles(&next.backup, next.at).missed.unwrap();
+    assert!(missed.contains("one is due every 6h") && missed.ends_with("gone"), "{missed}");
+    next.at += HOUR;
+    next.due().unwrap();
+    next.done(Ok("b"));
+    assert_eq!(next.book.troubles(&next.backup, next.at), Troubles::default());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a command's answer is what it prints
 
+mod alert;
 mod aside;
 mod backup;
 mod check;
@@ -81,6 +82,8 @@ enum Command {
     Snapshots(snapshots::Args),
     /// Put a tenant's phexts back as a snapshot has them, or everybody's from a backup
     Restore(restore::Args),
+    /// Send a test message to every channel for alerts
+    Alert(alert::Args),
     /// Look at the repository that tenants.toml comes from
     Gitops(gitops::Args),
     /// Hand the host over to a new sq-agent, without a failed request
@@ -136,6 +139,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Snapshot(args) => snapshot::run(&args, &load(&find()?)?),
         Command::Snapshots(args) => snapshots::run(&args, &load(&find()?)?),
         Command::Restore(args) => restore::run(&args, &load(&find()?)?),
+        Command::Alert(args) => alert::run(&args, &load(&find()?)?),
         Command::Gitops(args) => gitops::run(&args, &load(&find()?)?),
         Command::Upgrade(args) => upgrade::run(&args, &load(&find()?)?),
         Command::Tenants(args) => tenants::run(&args, &load(&find()?)?),

@@ -6,10 +6,15 @@ use super::table;
 use crate::{
     admin::{
         client,
-        status::{AcmeStatus, AdminStatus, BackupStatus, CertificateStatus, RolloutStatus, Status, TenantStatus},
+        status::{
+            AcmeStatus, AdminStatus, AlertStatus, AlertsStatus, BackupStatus, CertificateStatus, RolloutStatus, Status, TenantStatus,
+        },
     },
     desired::Desired,
 };
+
+/// More open alerts are counted.
+const SHOWN_ALERTS: usize = 20;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -42,6 +47,7 @@ fn trouble(status: &Status) -> bool {
         || status.gitops.as_ref().is_some_and(|gitops| gitops.refused.is_some() || gitops.last_error.is_some())
         || status.admin.as_ref().is_some_and(|admin| admin.trouble.is_some())
         || status.disk.is_some_and(|disk| disk.writes_refused)
+        || status.alerts.channels.iter().any(|channel| channel.trouble.is_some())
         || status.proxy.pid.is_none()
         || !status.proxy.troubles.is_empty()
         || status.proxy.certificate.as_ref().is_some_and(|certificate| certificate.ends_soon)
@@ -100,6 +106,7 @@ fn print(status: &Status) {
         let (free, total) = (table::bytes(disk.free), table::bytes(disk.total));
         anstream::eprintln!("disk: {free} of {total} are free: only what makes less is written, for all; make room");
     }
+    print_alerts(&status.alerts);
     let mut heading = vec!["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"];
     let mut rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
     // Scripts that cut columns never see this one.
@@ -110,6 +117,23 @@ fn print(status: &Status) {
         rows.iter_mut().zip(storage).for_each(|(row, storage)| row.insert(AT, storage));
     }
     table::print(&heading, &rows);
+}
+
+/// Open ones; a channel only where something is the matter with it.
+fn print_alerts(alerts: &AlertsStatus) {
+    for AlertStatus { kind, tenant, severity, since, text, command } in alerts.open.iter().take(SHOWN_ALERTS) {
+        let of = tenant.as_ref().map_or_else(String::new, |id| format!(" of {id}"));
+        anstream::eprintln!("alert ({severity}, since {since}): {}{of}: {text}; `{command}`", kind.title());
+    }
+    if let Some(more) = alerts.open.len().checked_sub(SHOWN_ALERTS).filter(|&more| more > 0) {
+        anstream::eprintln!("{more} more alerts are open: `sq-agent status --json` lists them");
+    }
+    for channel in &alerts.channels {
+        if let Some(why) = &channel.trouble {
+            let what = if channel.stopped { "no alert is sent any more" } else { "alerts are not taken and are tried again" };
+            anstream::eprintln!("{}: {what} ({} wait): {why}", channel.name, channel.waiting);
+        }
+    }
 }
 
 fn print_certificate(certificate: &CertificateStatus) {

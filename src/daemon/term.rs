@@ -148,6 +148,7 @@ impl Term {
             host: HostParts {
                 file: file.clone(),
                 state_dir: desired.state_dir.clone(),
+                name: desired.name.clone(),
                 store: opened.store,
                 table,
                 activity: activity.clone(),

@@ -76,8 +76,11 @@ const fn section(name: &'static str, header: &'static str, keys: &'static [Key])
 }
 
 /// Every table of the file, the file itself first.
-pub(crate) static SECTIONS: [&Section; 16] =
-    [&ROOT, &AGENT, &SQ, &PROXY, &TLS, &ACME, &ACCESS_LOG, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &GITOPS, &ADMIN, &ALERTS, &DISCORD];
+#[rustfmt::skip]
+pub(crate) static SECTIONS: [&Section; 18] = [
+    &ROOT, &AGENT, &SQ, &PROXY, &TLS, &ACME, &ACCESS_LOG, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &GITOPS, &ADMIN, &ALERTS, &DISCORD,
+    &WEBHOOK, &EXEC,
+];
 
 use Need::{Default, Optional, Required};
 
@@ -259,12 +262,29 @@ pub(crate) static ADMIN: Section = section("admin", "[admin]", &[
 
 #[rustfmt::skip]
 pub(crate) static ALERTS: Section = section("alerts", "[alerts]", &[
-    key("memory_warning", Kind::Percent, Default("\"80%\""), "\"80%\"", "warn at this share of the host's memory"),
+    key("memory_warning", Kind::Percent, Default("\"80%\""), "\"80%\"", "warn at this share of the host's memory, or of the cgroup's in which the agent lives; clear 5 points below"),
     key("memory_critical", Kind::Percent, Default("\"90%\""), "\"90%\"", "critical from this share on"),
-    key("discord", Kind::Table(&DISCORD), Optional("no Discord messages"), "", "where alerts are sent"),
+    key("tenant_memory_warning", Kind::Percent, Default("\"80%\""), "\"80%\"", "the same for a tenant's share of its own `memory_max`"),
+    key("tenant_memory_critical", Kind::Percent, Default("\"90%\""), "\"90%\"", "critical from this share on"),
+    key("disk_warning", Kind::Percent, Default("\"80%\""), "\"80%\"", "the same for the disk where the state directory lies"),
+    key("disk_critical", Kind::Percent, Default("\"90%\""), "\"90%\"", "critical from this share on"),
+    key("reminder", Kind::DurationOrOff { min: MINUTE, max: 30 * DAY }, Default("\"6h\""), "\"6h\"", "how often what is still open is said again (m, h, d)"),
+    key("discord", Kind::Table(&DISCORD), Optional("no Discord messages, unless SQ_AGENT_DISCORD_WEBHOOK is set"), "", "a webhook of Discord's"),
+    key("webhook", Kind::Table(&WEBHOOK), Optional("none"), "", "any server that takes JSON"),
+    key("exec", Kind::Table(&EXEC), Optional("none"), "", "a program on this host"),
 ]);
 
 #[rustfmt::skip]
 pub(crate) static DISCORD: Section = section("discord", "[alerts.discord]", &[
-    key("webhook_file", Kind::Path, Required, "\"/etc/sq-agent/discord\"", "file with the webhook's URL, mode 0600; SQ_AGENT_DISCORD_WEBHOOK goes before it"),
+    key("webhook_file", Kind::Path, Optional("SQ_AGENT_DISCORD_WEBHOOK has the URL"), "\"/etc/sq-agent/discord\"", "file with the webhook's URL, mode 0600; SQ_AGENT_DISCORD_WEBHOOK goes before it"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static WEBHOOK: Section = section("webhook", "[alerts.webhook]", &[
+    key("url_file", Kind::Path, Required, "\"/etc/sq-agent/webhook\"", "file with the URL to which each alert is posted as JSON, mode 0600: https://, or http:// to a loopback address"),
+]);
+
+#[rustfmt::skip]
+pub(crate) static EXEC: Section = section("exec", "[alerts.exec]", &[
+    key("program", Kind::Path, Required, "\"/usr/local/libexec/sq-agent-alert\"", "run over each alert, without arguments, as the agent's user, for 60 s at most; the alert stands in its environment (SQ_AGENT_ALERT_*)"),
 ]);

@@ -406,12 +406,55 @@ impl Admin {
 /// `[alerts]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alerts {
-    /// `memory_warning`, percent of the host's memory.
-    pub memory_warning: u8,
-    /// `memory_critical`, percent of the host's memory.
-    pub memory_critical: u8,
-    /// `[alerts.discord] webhook_file`.
-    pub discord_webhook_file: Option<PathBuf>,
+    /// `memory_warning` and `memory_critical`, of the host's memory.
+    pub memory: Levels,
+    /// `tenant_memory_warning` and `tenant_memory_critical`, of a tenant's `memory_max`.
+    pub tenant_memory: Levels,
+    /// `disk_warning` and `disk_critical`, of the disk where the tenants' files lie.
+    pub disk: Levels,
+    /// `reminder`, seconds; `None`: no reminders.
+    pub reminder: Option<u64>,
+    /// `[alerts.discord]`.
+    pub discord: Option<Discord>,
+    /// `[alerts.webhook] url_file`.
+    pub webhook: Option<PathBuf>,
+    /// `[alerts.exec] program`.
+    pub exec: Option<PathBuf>,
+}
+
+impl Alerts {
+    /// `reminder` where the file says nothing, seconds.
+    pub const REMINDER: u64 = 6 * 3_600;
+}
+
+impl Default for Alerts {
+    fn default() -> Self {
+        let levels = Levels::default();
+        let (memory, tenant_memory, disk) = (levels, levels, levels);
+        Self { memory, tenant_memory, disk, reminder: Some(Self::REMINDER), discord: None, webhook: None, exec: None }
+    }
+}
+
+/// From where on something is told, percent; clear it is 5 points below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Levels {
+    /// As a warning.
+    pub warning: u8,
+    /// As critical; above `warning`.
+    pub critical: u8,
+}
+
+impl Default for Levels {
+    fn default() -> Self {
+        Self { warning: 80, critical: 90 }
+    }
+}
+
+/// `[alerts.discord]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Discord {
+    /// `webhook_file`; without it, the environment has the address.
+    pub webhook_file: Option<PathBuf>,
 }
 
 /// `[snapshots]`: how many of each tenant's are kept.

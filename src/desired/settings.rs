@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    AccessLog, Admin, Alerts, Algorithm, Backup, Desired, GitOps, IsolationMode, JwtKey, KeySource, PortRange, Proxy, Snapshots, SqSource,
-    TlsFiles,
+    AccessLog, Admin, Alerts, Algorithm, Backup, Desired, Discord, GitOps, IsolationMode, JwtKey, KeySource, Levels, PortRange, Proxy,
+    Snapshots, SqSource, TlsFiles,
     fields::Fields,
     files::{NamedFile, Use},
     keys,
@@ -256,16 +256,26 @@ impl Build<'_> {
     }
 
     fn alerts(&mut self, fields: &Fields) -> Alerts {
+        let memory = self.levels(fields, "memory_warning", "memory_critical");
+        let tenant_memory = self.levels(fields, "tenant_memory_warning", "tenant_memory_critical");
+        let disk = self.levels(fields, "disk_warning", "disk_critical");
+        let reminder = fields.number_or_none("reminder").unwrap_or(Some(Alerts::REMINDER));
+        let discord = fields.table("discord").map(|discord| Discord { webhook_file: self.file(discord, "webhook_file", Use::Secret) });
+        let webhook = fields.table("webhook").and_then(|webhook| self.file(webhook, "url_file", Use::Secret));
+        let exec = fields.table("exec").and_then(|exec| self.file(exec, "program", Use::Program));
+        Alerts { memory, tenant_memory, disk, reminder, discord, webhook, exec }
+    }
+
+    fn levels(&mut self, fields: &Fields, low: &str, high: &str) -> Levels {
         let percent = |name, default| fields.number(name).and_then(|n| u8::try_from(n).ok()).unwrap_or(default);
-        let (warning, critical) = (percent("memory_warning", 80), percent("memory_critical", 90));
-        let both_good = !fields.is_bad("memory_warning") && !fields.is_bad("memory_critical");
+        let (warning, critical) = (percent(low, Levels::default().warning), percent(high, Levels::default().critical));
+        let both_good = !fields.is_bad(low) && !fields.is_bad(high);
         if both_good && warning >= critical {
-            let span = fields.span_of("memory_warning").or_else(|| fields.span_of("memory_critical")).unwrap_or_default();
-            let message = format!("`memory_warning` ({warning}%) is not below `memory_critical` ({critical}%)");
+            let span = fields.span_of(low).or_else(|| fields.span_of(high)).unwrap_or_default();
+            let message = format!("`{low}` ({warning}%) is not below `{high}` ({critical}%)");
             self.found.push(Finding::new(span, message, "write a warning below the critical share, such as \"80%\" and \"90%\""));
         }
-        let discord_webhook_file = fields.table("discord").and_then(|discord| self.file(discord, "webhook_file", Use::Secret));
-        Alerts { memory_warning: warning, memory_critical: critical, discord_webhook_file }
+        Levels { warning, critical }
     }
 
     /// Every address can be bound: none twice, none on a port that an instance may get. Port 0 is any free one.

@@ -40,7 +40,7 @@ fn an_empty_file_means_the_defaults_and_nobody() {
     assert_eq!(desired.ports, PortRange { first: 10_001, last: 19_999 });
     assert_eq!(desired.sq, SqSource::Version("0.6.0".into()));
     assert_eq!(desired.proxy.listen, ["127.0.0.1:8443".parse().unwrap()]);
-    assert_eq!((desired.alerts.memory_warning, desired.alerts.memory_critical), (80, 90));
+    assert_eq!((desired.alerts.memory.warning, desired.alerts.memory.critical), (80, 90));
     assert_eq!((desired.tenants.len(), desired.admin.is_none(), desired.name.len()), (0, true, 12));
     let free = &desired.tiers["free"];
     assert_eq!((free.memory_max, free.cpu_quota, free.burst), (Some(20 << 20), Some(10), 20));
@@ -234,6 +234,10 @@ fn settings_that_contradict_each_other_are_refused() {
     refused("[sq]\nversion = '0.6.0 --git x'\n", "'0.6.0 --git x'", &["one exact version"]);
     refused("[alerts]\nmemory_warning = '95%'\n", "'95%'", &["95%", "90%"]);
     refused("[alerts]\nmemory_critical = '101%'\n", "'101%'", &["from 1% to 100%"]);
+    refused("[alerts]\ndisk_critical = '80%'\n", "'80%'", &["`disk_warning` (80%) is not below `disk_critical` (80%)"]);
+    refused("[alerts]\nreminder = '5s'\n", "'5s'", &["between 1m and 30d"]);
+    refused("[alerts.webhook]\n", "[alerts.webhook]", &["[alerts.webhook] needs `url_file`"]);
+    good("[alerts]\nreminder = 'off'\ntenant_memory_warning = '50%'\n[alerts.discord]\n[alerts.exec]\nprogram = 'hook'\n");
     let jwt = |kid: &str| format!("[[proxy.jwt]]\n{kid}\nalg = 'HS256'\nsecret_file = 's'\n");
     refused(&format!("{}{}", jwt("kid = 'k'"), jwt("kid = 'k'")), "'k'", &["two token keys with kid \"k\""]);
     refused(&format!("{}{}", jwt(""), jwt("")), "[[proxy.jwt]]", &["two token keys without `kid`"]);

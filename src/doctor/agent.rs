@@ -2,7 +2,9 @@
 
 use super::Finding;
 use crate::{
-    admin::status::{AcmeStatus, AdminStatus, BackupStatus, CertificateStatus, DiskStatus, GitOpsStatus, Status, TenantStatus},
+    admin::status::{
+        AcmeStatus, AdminStatus, AlertsStatus, BackupStatus, CertificateStatus, DiskStatus, GitOpsStatus, Status, TenantStatus,
+    },
     instance::isolation::{Isolation, Part},
 };
 
@@ -53,6 +55,7 @@ pub fn findings(status: &Status) -> Vec<Finding> {
     findings.extend(status.gitops.as_ref().map(gitops));
     findings.extend(status.disk.as_ref().map(disk));
     findings.extend(status.admin.as_ref().and_then(admin));
+    findings.extend(alerts(&status.alerts));
     findings.extend(tenants(&status.tenants));
     match agent.memory_enforced.as_str() {
         "kernel" => findings.push(Finding::ok("memory limits", "held by the kernel")),
@@ -141,6 +144,37 @@ fn admin(admin: &AdminStatus) -> Option<Finding> {
     })
 }
 
+/// What is open, and whether anybody is told.
+fn alerts(alerts: &AlertsStatus) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = Vec::new();
+    for alert in alerts.open.iter().take(NAMED) {
+        let of = alert.tenant.as_ref().map_or_else(String::new, |id| format!(" of {id}"));
+        let text = format!("open since {}: {}{of}, {}: {}", alert.since, alert.kind.title(), alert.severity, alert.text);
+        findings.push(Finding::notice("alerts", text, format!("`{}`", alert.command)));
+    }
+    if alerts.open.len() > NAMED {
+        findings.push(Finding::notice(
+            "alerts",
+            format!("{} more are open", alerts.open.len() - NAMED),
+            "`sq-agent status --json` lists them",
+        ));
+    }
+    for channel in &alerts.channels {
+        findings.push(match &channel.trouble {
+            Some(why) if channel.stopped => {
+                let text = format!("nothing is sent to {} any more: {why}; {} wait", channel.name, channel.waiting);
+                Finding::problem("alerts", text, "give it another webhook; `sq-agent alert test` tries it")
+            }
+            Some(why) => {
+                let text = format!("{}: {why}; {} wait, and are tried again", channel.name, channel.waiting);
+                Finding::problem("alerts", text, "mend that; `sq-agent alert test` tries it")
+            }
+            None => Finding::ok("alerts", format!("told by {}", channel.name)),
+        });
+    }
+    findings
+}
+
 /// Whether writes are taken.
 fn disk(disk: &DiskStatus) -> Finding {
     let room = format!("{} MB of {} MB are free", disk.free >> 20, disk.total >> 20);
@@ -196,7 +230,8 @@ pub(super) fn isolation(isolation: &Isolation) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::{
-        admin::status::{AgentStatus, ProxyStatus},
+        admin::status::{AgentStatus, AlertStatus, ChannelStatus, ProxyStatus},
+        alerts::{self, Kind},
         doctor::Severity,
     };
 
@@ -243,6 +278,7 @@ mod tests {
             gitops: None,
             disk: None,
             admin: None,
+            alerts: AlertsStatus::default(),
             tenants: vec![tenant("a", "ready", "answers")],
         }
     }
@@ -271,6 +307,34 @@ mod tests {
         assert_eq!(of(&with(false)).severity, Severity::Ok);
         assert_eq!(of(&with(true)).severity, Severity::Problem);
         assert!(of(&with(true)).text.starts_with("1 MB of 1024 MB are free"), "{:?}", of(&with(true)));
+    }
+
+    #[test]
+    fn an_open_alert_is_said_with_what_to_run_and_a_channel_that_is_gone_is_a_problem() {
+        let mut status = status();
+        status.alerts.open.push(AlertStatus {
+            kind: Kind::HostMemory,
+            tenant: None,
+            severity: alerts::Severity::Critical,
+            since: "2026-02-09T22:32:00Z".into(),
+            text: "92 % of the memory of this host is taken".into(),
+            command: "sq-agent status".into(),
+        });
+        let channel = |stopped, trouble: Option<&str>| ChannelStatus {
+            name: "discord".into(),
+            waiting: 1,
+            last_sent: None,
+            trouble: trouble.map(str::to_owned),
+            trouble_since: None,
+            stopped,
+            given_up: 0,
+        };
+        status.alerts.channels = vec![channel(false, None), channel(false, Some("no answer")), channel(true, Some("404"))];
+        let found: Vec<_> = findings(&status).into_iter().filter(|finding| finding.subject == "alerts").collect();
+        let severities: Vec<_> = found.iter().map(|finding| finding.severity).collect();
+        assert_eq!(severities, [Severity::Notice, Severity::Ok, Severity::Problem, Severity::Problem]);
+        assert!(found[0].text.contains("92 %") && found[0].remedy.contains("sq-agent status"), "{found:?}");
+        assert!(found[3].text.contains("nothing is sent") && found[3].text.contains("404"), "{found:?}");
     }
 
     #[test]

@@ -20,6 +20,8 @@ const AFTER_PUSH: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: u64 = 600;
 /// So long without a good look is told as an alert, seconds.
 const ALERT_AFTER: u64 = 600;
+/// Where a head is refused for that, its cause begins so.
+const REWRITTEN: &str = "the branch was rewritten";
 
 /// One look that is to be made.
 #[derive(Debug, Clone)]
@@ -78,6 +80,32 @@ pub struct Note {
     pub detail: String,
     /// Somebody has to act.
     pub is_alert: bool,
+}
+
+/// Something about the repository that holds, and needs somebody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// It has been out of reach for a while.
+    Failing {
+        /// Since when, seconds since 1970.
+        since: u64,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// The head of the branch cannot be applied.
+    Refused {
+        /// Which commit.
+        commit: String,
+        /// Whose, why not, and what to do.
+        text: String,
+    },
+    /// The branch was rewritten.
+    Rewritten {
+        /// Its head.
+        commit: String,
+        /// Whose, and what to do.
+        text: String,
+    },
 }
 
 /// What of it survives the agent. Times are seconds since 1970.
@@ -275,7 +303,7 @@ impl Book {
             Outcome::Rewritten(commit) => {
                 let applied = self.kept.applied.as_ref().map_or("what is in force", |applied| applied.commit.short()).to_owned();
                 let why = format!(
-                    "the branch was rewritten: it was not made on top of {applied}; put the history back, or `sq-agent gitops sync --accept-rewrite`"
+                    "{REWRITTEN}: it was not made on top of {applied}; put the history back, or `sq-agent gitops sync --accept-rewrite`"
                 );
                 let detail = format!("{} by {} ({}) is not applied: {why}", commit.short(), commit.author, commit.subject);
                 self.refuse(commit, &why, detail, "gitops_rewritten", &mut notes);
@@ -307,6 +335,18 @@ impl Book {
             notes.push(Note { kind, detail, is_alert: true });
             self.kept.refused = refused;
         }
+    }
+
+    /// What needs somebody at `unix_now`.
+    pub fn troubles(&self, unix_now: u64) -> Vec<Trouble> {
+        let failing = self.kept.failing.as_ref().filter(|(since, _)| unix_now.saturating_sub(*since) >= ALERT_AFTER);
+        let failing = failing.map(|(since, why)| Trouble::Failing { since: *since, why: why.clone() });
+        let refused = self.kept.refused.as_ref().map(|(commit, why)| {
+            let text = format!("{} by {} ({}) is not applied: {why}", commit.short(), commit.author, commit.subject);
+            let commit = commit.id.clone();
+            if why.starts_with(REWRITTEN) { Trouble::Rewritten { commit, text } } else { Trouble::Refused { commit, text } }
+        });
+        failing.into_iter().chain(refused).collect()
     }
 
     /// How it stands.
@@ -378,6 +418,33 @@ mod tests {
         fn done(&mut self, number: u64, outcome: Outcome) -> Vec<&'static str> {
             self.book.done(&Report { number, outcome }, self.unix_now, self.now).into_iter().map(|note| note.kind).collect()
         }
+    }
+
+    #[test]
+    fn what_needs_somebody_is_there_until_it_is_mended() {
+        let mut host = Host::new();
+        let trouble = |host: &Host| host.book.troubles(host.unix_now).first().cloned();
+        let look = |host: &mut Host, seconds, outcome| {
+            let number = host.book.ask(false);
+            host.after(seconds);
+            host.done(number, outcome);
+        };
+        look(&mut host, 2, Outcome::InPlace(commit("a"), "h".into()));
+        assert_eq!(trouble(&host), None);
+        look(&mut host, 60, Outcome::Failed("no route".into()));
+        let since = host.unix_now;
+        look(&mut host, ALERT_AFTER - 1, Outcome::Failed("no route".into()));
+        assert_eq!(trouble(&host), None, "it may pass");
+        host.after(1);
+        assert_eq!(trouble(&host), Some(Trouble::Failing { since, why: "no route".into() }));
+        look(&mut host, 60, Outcome::Refused(commit("b"), "line 2".into()));
+        assert!(
+            matches!(trouble(&host), Some(Trouble::Refused { commit, text }) if commit == "b" && text.ends_with("is not applied: line 2"))
+        );
+        look(&mut host, 60, Outcome::Rewritten(commit("c")));
+        assert!(matches!(trouble(&host), Some(Trouble::Rewritten { commit, text }) if commit == "c" && text.contains("--accept-rewrite")));
+        look(&mut host, 60, Outcome::InPlace(commit("d"), "h".into()));
+        assert_eq!(trouble(&host), None);
     }
 
     #[test]

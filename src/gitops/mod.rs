@@ -13,7 +13,7 @@ mod sync;
 
 use std::path::{Path, PathBuf};
 
-pub use book::{Book, Job, Outcome, Report};
+pub use book::{Book, Job, Outcome, Report, Trouble};
 pub use sync::{first, start};
 
 /// `<state_dir>/gitops`.

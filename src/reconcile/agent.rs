@@ -78,6 +78,7 @@ impl Agent {
             }
             self.settled.send_if_modified(|settled| std::mem::replace(settled, self.core.is_settled()) != self.core.is_settled());
             if self.core.is_over() {
+                self.core.say_goodbye();
                 return self;
             }
             let wake = tokio::time::sleep(now.until(self.core.wake_at()));
@@ -104,6 +105,7 @@ impl Agent {
                     Signal::Stop => self.core.stop(Moment::now()),
                     Signal::HandOver => {
                         self.halt().await;
+                        self.core.say_goodbye();
                         return self;
                     }
                 },

@@ -83,6 +83,10 @@ impl<W: World> Core<W> {
         json(&BackupBegun { detail: format!("backup {run} is to be made"), run })
     }
 
+    pub(super) fn backup_book(&self) -> &Book {
+        &self.backups.book
+    }
+
     pub(super) fn backup_status(&self) -> Option<BackupStatus> {
         let unix_now = self.world.unix_now();
         self.desired.backup.as_ref().map(|backup| self.backups.book.status(backup, unix_now))

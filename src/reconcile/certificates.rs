@@ -108,7 +108,7 @@ fn whole(pause: Duration) -> Duration {
 }
 
 /// The event of a certificate that ends: its kind, and cause and remedy.
-fn end(facts: &Facts, urgency: Urgency, source: Source) -> (&'static str, String) {
+pub(super) fn end(facts: &Facts, urgency: Urgency, source: Source) -> (&'static str, String) {
     let (names, at) = (facts.names.join(", "), rfc3339(facts.not_after));
     let remedy = match source {
         Source::Acme => "see proxy.acme in `sq-agent status --json` for why it is not renewed",

@@ -253,6 +253,7 @@ impl<W: World> Core<W> {
         tracing::warn!(tenant = %id, epoch, how, retry_in_ms = wait, "instance ended unasked");
         known.last_exit = Some(how.clone());
         self.note_event(Some(id), "crashed", &how);
+        self.note_crash_for_alerts(id, &how);
         if looping {
             tracing::error!(tenant = %id, "crash loop: five crashes in ten minutes; see its sq.log");
             self.note_event(Some(id), "crash_loop", &how);

@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    alerts::{self, Alerting},
     awaited::Waiting,
     backups::Backups,
     certificates::Certificates,
@@ -93,6 +94,7 @@ pub struct Core<W: World> {
     /// Who takes how much of the disk.
     pub(super) room: Room,
     pub(super) certificates: Certificates,
+    pub(super) alerting: Alerting,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
     /// Instances whose row has to say `draining` before anybody looks at what is in flight.
@@ -173,6 +175,7 @@ impl<W: World> Core<W> {
         known.values_mut().filter(|known| known.program.is_empty()).for_each(|known| known.program.clone_from(&proved));
         let backups = Backups::new(world.records().backups()?, now);
         let following = Following::new(world.records().gitops()?, now);
+        let alerting = Alerting::new(world.records().alerts()?, alerts::life(&start.boot_id), unix_now, now);
         let fingerprint = world.fingerprint();
         let mut core = Self {
             world,
@@ -202,6 +205,7 @@ impl<W: World> Core<W> {
             waiting: Vec::new(),
             room: Room::default(),
             certificates: Certificates::default(),
+            alerting,
             touched: BTreeSet::new(),
             draining: Vec::new(),
             unproved: Vec::new(),
@@ -263,6 +267,7 @@ impl<W: World> Core<W> {
         let next_try = plan::next_try(&self.observed).into_iter().chain(self.next_roll_out(now)).min().filter(|_| !self.is_stopping());
         self.timers.answers = if self.world.is_asking() { self.timers.answers.min(now + Health::STEP) } else { now + FAR };
         self.timers.retry = next_try.unwrap_or(now + FAR).max(now + RETRY_PAUSE);
+        self.gather_alerts(now);
     }
 
     /// Plans for everybody where that is due, else for whoever needs it, and carries it out.
@@ -271,6 +276,7 @@ impl<W: World> Core<W> {
         if std::mem::take(&mut self.replan) {
             let actions = plan::plan(&self.desired, &self.observed, now);
             self.note_held(actions.iter().find_map(|action| if let Action::Hold(held) = action { Some(held.clone()) } else { None }));
+            self.alerting.planned();
             self.carry_out(actions, now);
         } else {
             for id in touched {
@@ -283,7 +289,7 @@ impl<W: World> Core<W> {
     /// When [`Self::wake`] is to be called, if no news comes before.
     pub fn wake_at(&self) -> Moment {
         let Timers { tick, survey, wheel, answers, retry } = self.timers;
-        let soonest = tick.min(survey).min(wheel).min(answers).min(retry);
+        let soonest = tick.min(survey).min(wheel).min(answers).min(retry).min(self.alerting.wake_at());
         [self.next_look_at_repository(), self.next_answer()].into_iter().flatten().fold(soonest, Moment::min)
     }
 
@@ -322,6 +328,7 @@ impl<W: World> Core<W> {
         if due(&mut self.timers.retry, FAR) {
             self.replan = true;
         }
+        self.tend_alerts(now);
     }
 
     /// Whether the agent was told to stop and nothing that it started, or found, is left.
@@ -398,6 +405,7 @@ impl<W: World> Core<W> {
             self.keep_programs();
         }
         self.desired = new;
+        self.alerting.stir();
         self.save_last_good(text);
         self.ports.range(self.desired.ports);
         self.ports.mean(self.desired.meant_ports());
@@ -421,6 +429,9 @@ impl<W: World> Core<W> {
         if held.is_none() {
             self.observed.confirmed = None;
         }
+        if held.is_some() != self.held.is_some() {
+            self.alerting.stir();
+        }
         self.held = held;
     }
 
@@ -430,5 +441,6 @@ impl<W: World> Core<W> {
         if let Err(error) = self.world.records().event(unix_now, id, kind, detail) {
             tracing::error!(%error, kind, "an event cannot be noted");
         }
+        self.alerting.stir();
     }
 }

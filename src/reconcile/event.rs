@@ -2,6 +2,7 @@
 
 use crate::{
     acme::News,
+    alerts::{Channel, Outcome},
     backup::Report,
     desired::TenantId,
     gitops,
@@ -27,6 +28,10 @@ pub enum Event<P> {
     Synced(gitops::Report),
     /// About the certificate that is asked for.
     Acme(News),
+    /// What the instances of these processes take.
+    Measured(Vec<(u32, Memory)>),
+    /// What came of sending the alert of this number.
+    Alerted(Channel, u64, Outcome),
     /// A write to a tenant of whom nothing runs had broken off, and the text is as it was.
     Undone(TenantId, Recovered),
     /// The snapshot of this number ended.

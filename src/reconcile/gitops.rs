@@ -107,6 +107,10 @@ impl<W: World> Core<W> {
         }
     }
 
+    pub(super) fn gitops_book(&self) -> &Book {
+        &self.following.book
+    }
+
     pub(super) fn gitops_status(&self) -> Option<GitOpsStatus> {
         self.desired.gitops.as_ref().map(|source| self.following.book.status(source))
     }

@@ -14,11 +14,12 @@ use super::{
 use crate::{
     acme,
     admin::{self, page::Begun, settings::KeyFile},
+    alerts::{self, Alert, Channel, Sender, Share},
     backup::{self, Job, Report},
     certificate::Facts,
     child::Running,
     crash_point,
-    desired::{self, AccessLog, Acme, Desired, Snapshots, SqSource, TenantId, Watch},
+    desired::{self, AccessLog, Acme, Alerts, Desired, Snapshots, SqSource, TenantId, Watch},
     gitops, guard,
     instance::{
         Process, binary,
@@ -31,7 +32,7 @@ use crate::{
         scan::{self, Found},
         spawn::SpawnSpec,
         storage::{self, DiskSpace},
-        usage::Memory,
+        usage::{self, Memory},
     },
     instance_key,
     observed::{Moment, Restore, monotonic},
@@ -53,6 +54,8 @@ pub struct HostParts {
     pub file: PathBuf,
     /// Cannot change while the agent runs.
     pub state_dir: PathBuf,
+    /// `[agent] name`, which cannot either.
+    pub name: String,
     /// instances.db.
     pub store: Store,
     /// The route table.
@@ -100,6 +103,10 @@ pub struct Host {
     sync: Option<Running>,
     /// The certificate that is asked for.
     acme: Option<acme::Running>,
+    /// The program that is run over an alert, or was last.
+    alert: Option<Running>,
+    /// Who sends alerts.
+    sender: Sender,
 }
 
 impl Host {
@@ -111,12 +118,27 @@ impl Host {
         // The loop is gone only when the agent ends.
         let key_sets = KeySets::new(&parts.state_dir, move || _ = news.send(Event::KeySets));
         let tasks = Tasks::new();
-        (Self { parts, pulse, asking: 0, reports, tasks, key_sets, watched: Vec::new(), backup: None, sync: None, acme: None }, events)
+        let sender = Sender::of_host(&parts.name);
+        let host = Self {
+            parts,
+            pulse,
+            asking: 0,
+            reports,
+            tasks,
+            key_sets,
+            watched: Vec::new(),
+            backup: None,
+            sync: None,
+            acme: None,
+            alert: None,
+            sender,
+        };
+        (host, events)
     }
 
     /// Ends every task, so that nothing of this agent acts any more; the instances and their rows stay as they are.
     pub(super) async fn halt(&mut self) {
-        for mut running in self.sync.take().into_iter().chain(self.backup.take()) {
+        for mut running in self.sync.take().into_iter().chain(self.backup.take()).chain(self.alert.take()) {
             // It ends within seconds; a panic of it ends it as well.
             let _ = tokio::task::spawn_blocking(move || running.halt()).await;
         }
@@ -253,6 +275,39 @@ impl World for Host {
         }
     }
 
+    fn host_memory(&mut self) -> Option<Share> {
+        alerts::host_memory()
+    }
+
+    fn alert_channels(&self, alerts: &Alerts) -> Vec<Channel> {
+        alerts::send::channels(alerts)
+    }
+
+    fn alert_mark(&mut self, channel: Channel, alerts: &Alerts) -> Option<[u8; 32]> {
+        alerts::send::mark(channel, alerts)
+    }
+
+    fn send_alert(&mut self, channel: Channel, alert: Alert, alerts: &Alerts) {
+        let (reports, sender, number) = (self.reports.clone(), self.sender.clone(), alert.number);
+        // The loop is gone only when the agent ends.
+        let report = move |outcome| drop(reports.send(Event::Alerted(channel, number, outcome)));
+        match (channel, &alerts.exec) {
+            (Channel::Exec, Some(program)) => {
+                // The one before has reported, so waiting for its thread is no waiting.
+                self.alert = None;
+                let (program, failed) = (program.clone(), report.clone());
+                match Running::start("alert", move |cancel| report(alerts::send::run(&alert, &program, &sender, cancel))) {
+                    Ok(running) => self.alert = Some(running),
+                    Err(error) => failed(alerts::Outcome::Failed(format!("no thread for it: {error}"))),
+                }
+            }
+            _ => {
+                let alerts = alerts.clone();
+                self.tasks.spawn(async move { report(alerts::send::post(channel, &alert, &alerts, &sender).await) });
+            }
+        }
+    }
+
     fn find_program(&mut self, source: &SqSource, pause: Duration) {
         let (source, state_dir, reports) = (source.clone(), self.parts.state_dir.clone(), self.reports.clone());
         self.tasks.spawn(async move {
@@ -313,6 +368,19 @@ impl World for Host {
         self.tasks.spawn(async move {
             // Cancelled only when nobody waits for the news any more.
             let _ = tokio::task::spawn_blocking(move || gate.pass(survey)).await;
+        });
+    }
+
+    fn measure(&mut self, instances: HashMap<u32, Option<Memory>>) {
+        let (reports, gate) = (self.reports.clone(), self.tasks.gate());
+        let measure = move || {
+            let measured = instances.into_iter().filter_map(|(pid, last)| Some((pid, usage::memory(pid, last).ok()?))).collect();
+            // The loop is gone only when the agent ends.
+            let _ = reports.send(Event::Measured(measured));
+        };
+        self.tasks.spawn(async move {
+            // Cancelled only when nobody waits for the news any more.
+            let _ = tokio::task::spawn_blocking(move || gate.pass(measure)).await;
         });
     }
 
@@ -531,6 +599,14 @@ impl Records for Store {
 
     fn end_request(&mut self, lookup: &str, answer: Option<&[u8]>) -> Result<(), StoreError> {
         Self::end_request(self, lookup, answer)
+    }
+
+    fn alerts(&mut self) -> Result<Option<String>, StoreError> {
+        self.note("alerts")
+    }
+
+    fn keep_alerts(&mut self, kept: &str) -> Result<(), StoreError> {
+        self.set_note("alerts", kept).inspect(|()| crash_point::reached("alerts.kept"))
     }
 
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

@@ -1,11 +1,12 @@
 //! The loop: a pure plan from desired and observed, the logic around it, and the shell that does the work.
 //!
 //! Pure functions: [`plan`], [`guard`], [`backoff`], [`queue`], [`rows`], [`diff`], `health`, `port_book`, `recover`, `review`, `rollout`.
-//! Logic without I/O: [`core`] owns the state; `news` takes in what happened, `converge` carries out, `keeping` has snapshots taken and put back, `backups` has copies made off the host, `gitops` follows the repository, `certificates` watches their end, `room` watches the disk, all by the one trait [`world`].
+//! Logic without I/O: [`core`] owns the state; `news` takes in what happened, `converge` carries out, `keeping` has snapshots taken and put back, `backups` has copies made off the host, `gitops` follows the repository, `certificates` watches their end, `room` watches the disk, `alerts` tells people, all by the one trait [`world`].
 //! Shell: [`agent`] drives it by the clock, `host` is the real world, `lifecycle` holds the tasks.
 #![forbid(unsafe_code)]
 
 pub mod agent;
+mod alerts;
 mod asked;
 mod awaited;
 pub mod backoff;

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     desired::TenantId,
     guard::Recovered,
+    instance::usage::Memory,
     observed::{Known, Moment, Running, State, StopReason},
     proxy::{NudgeReason, supervisor::ProxyEvent},
     store::InstanceRecord,
@@ -26,10 +27,12 @@ impl<W: World> Core<W> {
             Event::Instance(..) => {}
             Event::Looked(id, number, look) => self.looked(&id, number, look, now),
             Event::Surveyed(survey) => self.surveyed(survey),
+            Event::Measured(memory) => self.measured(memory),
             Event::KeySets => self.renew_settings(),
             Event::BackedUp(report) => self.backed_up(&report, now),
             Event::Synced(report) => self.synced(&report, now),
             Event::Acme(news) => self.hear_of_certificates(news),
+            Event::Alerted(channel, number, outcome) => self.alerted(channel, number, outcome, now),
             Event::Undone(id, recovered) => self.recovered(&id, &recovered),
             Event::Kept(number, id, taken) => self.kept(number, &id, taken),
             Event::Restored(number, id, restored) => self.restored(number, &id, restored),
@@ -43,7 +46,11 @@ impl<W: World> Core<W> {
             Change::Ready => self.ready(id, epoch, now),
             Change::NotStarted(why) => self.not_started(id, epoch, why, now),
             Change::Exited(exit) => self.exited(id, epoch, exit.to_string(), now),
-            Change::OutOfMemory => self.exited(id, epoch, self.out_of_memory(id), now),
+            Change::OutOfMemory => {
+                let how = self.out_of_memory(id);
+                self.note_memory_kill(id, &how);
+                self.exited(id, epoch, how, now);
+            }
             Change::Immortal => {
                 tracing::error!(tenant = %id, epoch, "killed, and still there: the kernel holds it; looking again");
                 self.processes.remove(id);
@@ -115,7 +122,11 @@ impl<W: World> Core<W> {
                 }
                 self.touch(id);
             }
-            NotStarted::OutOfMemory => self.crashed(id, epoch, self.out_of_memory(id), now),
+            NotStarted::OutOfMemory => {
+                let how = self.out_of_memory(id);
+                self.note_memory_kill(id, &how);
+                self.crashed(id, epoch, how, now);
+            }
             NotStarted::Failed(how) => self.crashed(id, epoch, how, now),
         }
     }
@@ -166,6 +177,7 @@ impl<W: World> Core<W> {
             Verdict::Unhealthy => {
                 tracing::warn!(tenant = %id, epoch, "three probes in a row failed: it is to be restarted");
                 known.unhealthy = true;
+                self.note_failed_probes(id);
             }
             Verdict::Recovered => known.unhealthy = false,
         }
@@ -244,15 +256,31 @@ impl<W: World> Core<W> {
         }
     }
 
+    /// As [`Self::surveyed`], of memory alone.
+    fn measured(&mut self, memory: Vec<(u32, Memory)>) {
+        let owner: std::collections::HashMap<u32, &TenantId> = self.processes.iter().map(|(id, process)| (process.pid(), id)).collect();
+        let memory = memory.into_iter().filter_map(|(pid, memory)| Some(((*owner.get(&pid)?).clone(), memory)));
+        let memory: Vec<_> = memory.collect();
+        self.memory.extend(memory);
+    }
+
     /// Marks whoever uses more memory than its limit: the loop does what the kernel does not.
     fn note_memory(&mut self) {
+        let mut over = Vec::new();
         for (id, known) in &mut self.observed.known {
             let used = self.memory.get(id).map(|memory| memory.bytes);
             known.over_memory = used.zip(known.spec.limits.memory_max).and_then(|(used, limit)| (used > limit).then_some(used));
             if let Some(used) = known.over_memory {
                 tracing::warn!(tenant = %id, used, limit = known.spec.limits.memory_max, "over its memory limit: it is to be restarted");
                 self.touched.insert(id.clone());
+                over.push((
+                    id.clone(),
+                    format!("it used {} MB, more than its limit: it is restarted; raise memory_max or lower body_max", used >> 20),
+                ));
             }
+        }
+        for (id, how) in over {
+            self.note_memory_kill(&id, &how);
         }
     }
 
@@ -293,6 +321,7 @@ impl<W: World> Core<W> {
                 self.world.place_proxy(pid);
                 self.proxy.pid = Some(pid);
                 self.proxy.detail = None;
+                self.alerting.heard_of_proxy();
             }
             ProxyEvent::Guarded { pid } => self.world.place_proxy(pid),
             ProxyEvent::Down { exit, next_try } => {
@@ -300,6 +329,7 @@ impl<W: World> Core<W> {
                 self.note_event(None, "proxy_down", &exit);
                 self.proxy.pid = None;
                 self.proxy.detail = Some(format!("down: {exit}"));
+                self.alerting.heard_of_proxy();
                 // It may have died over a write.
                 self.timers.survey = now;
             }
@@ -368,6 +398,7 @@ impl<W: World> Core<W> {
     /// Reads keys and certificates anew and hands them to the proxy; what is no good leaves what was good before in force, and is said once.
     pub(super) fn renew_settings(&mut self) {
         let troubles = self.world.renew_settings(&self.desired);
+        self.alerting.looked_at_keys();
         let before = std::mem::replace(&mut self.proxy.troubles, troubles.clone());
         for trouble in troubles.iter().filter(|trouble| !before.contains(trouble)) {
             tracing::error!(trouble, "a key or certificate is no good");

@@ -29,7 +29,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         gitops: None,
         require_reviewed_hash: false,
         admin: None,
-        alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },
+        alerts: Alerts::default(),
         snapshots: crate::desired::Snapshots { hourly: 24, daily: 7, weekly: 4, max_size: 1 << 20 },
         tiers: Default::default(),
         tenants: ids.into_iter().map(|n| (id(n), tenant(n))).collect(),

@@ -37,6 +37,9 @@ impl<W: World> Core<W> {
                 tracing::info!(path = %program.path.display(), version = %program.version, "sq is there");
                 self.programs.insert(identity.to_owned(), program);
                 self.observed.programs.insert(identity.to_owned());
+                if source == *self.programs.target() {
+                    self.alerting.heard_of_sq(None);
+                }
                 self.replan = true;
             }
             Err(error) if source != *self.programs.target() => {
@@ -47,6 +50,7 @@ impl<W: World> Core<W> {
             Err(error) => {
                 tracing::error!(error, "sq cannot be had: what runs goes on, nothing is started; tried again in a minute");
                 self.note_event(None, "sq_missing", &error);
+                self.alerting.heard_of_sq(Some(error));
                 self.world.find_program(&source, RETRY);
             }
         }

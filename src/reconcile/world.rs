@@ -9,9 +9,10 @@ use std::{collections::HashMap, fmt, io, path::PathBuf, time::Duration};
 use super::event::{Drain, Unproved};
 use crate::{
     admin::page::Begun,
+    alerts::{Alert, Channel, Share},
     backup::Job,
     certificate::Facts,
-    desired::{Acme, Desired, Snapshots, SqSource, TenantId},
+    desired::{Acme, Alerts, Desired, Snapshots, SqSource, TenantId},
     gitops,
     instance::{
         cgroup::{Applied, CgroupLimits},
@@ -97,6 +98,14 @@ pub trait World {
     /// Looks at the repository that tenants.toml comes from; [`Event::Synced`](super::event::Event::Synced) says what came of it. No look is
     /// under way.
     fn sync(&mut self, job: gitops::Job);
+    /// How much memory this host has left; `None` where that cannot be told.
+    fn host_memory(&mut self) -> Option<Share>;
+    /// The channels on which people are told of alerts.
+    fn alert_channels(&self, alerts: &Alerts) -> Vec<Channel>;
+    /// Changes whenever the address of `channel` does.
+    fn alert_mark(&mut self, channel: Channel, alerts: &Alerts) -> Option<[u8; 32]>;
+    /// Sends an alert; [`Event::Alerted`](super::event::Event::Alerted) says what came of it. None is under way on that channel.
+    fn send_alert(&mut self, channel: Channel, alert: Alert, alerts: &Alerts);
     /// Finds or installs the program after a pause; [`Event::Program`](super::event::Event::Program) says what came of it.
     fn find_program(&mut self, source: &SqSource, pause: Duration);
 
@@ -120,6 +129,9 @@ pub trait World {
     /// Looks at all that runs beside `instances` (by process id, with what was last measured and may still hold), and measures those; and what
     /// the phexts of `storage` take, in that order, as far as time allows.
     fn survey(&mut self, desired: &Desired, instances: HashMap<u32, Option<Memory>>, storage: Vec<TenantId>);
+    /// Measures these instances alone, by process id, with what was last measured and may still hold;
+    /// [`Event::Measured`](super::event::Event::Measured) follows.
+    fn measure(&mut self, instances: HashMap<u32, Option<Memory>>);
     /// Room on the disk where the tenants' files lie; `None` where that cannot be told.
     fn disk(&mut self) -> Option<DiskSpace>;
     /// Takes a snapshot of `id` and removes what is beyond `keep`; [`Event::Kept`](super::event::Event::Kept) says what came of it.
@@ -213,6 +225,10 @@ pub trait Records {
     fn begin_request(&mut self, lookup: &str, fingerprint: &str, now: u64) -> Result<Begun, StoreError>;
     /// It ended, with an answer that is to be kept, or so that it may be made anew.
     fn end_request(&mut self, lookup: &str, answer: Option<&[u8]>) -> Result<(), StoreError>;
+    /// What was kept by [`Self::keep_alerts`].
+    fn alerts(&mut self) -> Result<Option<String>, StoreError>;
+    /// Keeps which alerts are open, and what is still to be sent.
+    fn keep_alerts(&mut self, kept: &str) -> Result<(), StoreError>;
     /// Notes an event for people.
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError>;
 }

@@ -12,6 +12,8 @@ pub(crate) enum Death {
     Sq(String),
     /// That of the proxy that served.
     Proxy,
+    /// That of the agent.
+    Agent,
 }
 
 /// Every kill, with the moments before and after it.
@@ -37,6 +39,11 @@ impl Kills {
         self.0.lock().unwrap()[at].1 = Instant::now() + DYING;
     }
 
+    /// How many deaths of this kind there were.
+    pub(crate) fn count(&self, of: &Death) -> usize {
+        self.0.lock().unwrap().iter().filter(|(_, _, death)| death == of).count()
+    }
+
     /// What died last before `moment`, and how long before.
     pub(crate) fn latest(&self, moment: Instant) -> String {
         let kills = self.0.lock().unwrap();
@@ -49,6 +56,7 @@ impl Kills {
         let concerns = |death: &Death| match death {
             Death::Sq(of) => of == id,
             Death::Proxy => true,
+            Death::Agent => false,
         };
         self.0.lock().unwrap().iter().any(|(before, after, death)| concerns(death) && *before <= to && *after >= from)
     }

@@ -8,6 +8,7 @@
 mod support;
 
 mod kills;
+mod messages;
 mod people;
 mod tally;
 
@@ -25,6 +26,7 @@ use support::{
     host::Host,
     ports::PortBlock,
     processes::signal,
+    receiver::Receiver,
 };
 
 use crate::{
@@ -51,6 +53,8 @@ struct Chaos {
     kills: Arc<Kills>,
     tally: Arc<Tally>,
     last_proxy: Instant,
+    /// How often a tenant was taken out of the file.
+    removals: usize,
 }
 
 impl Chaos {
@@ -79,7 +83,7 @@ impl Chaos {
     }
 
     fn kill_the_agent(&mut self) {
-        self.host.end_agent(Signal::KILL);
+        self.kills.note(Death::Agent, || _ = self.host.end_agent(Signal::KILL));
         self.host.spawn_agent();
         self.tally.did("kill -9 of the agent");
     }
@@ -116,6 +120,7 @@ impl Chaos {
     fn edit(&mut self) {
         let id = name(self.dice.below(TENANTS));
         let kind = self.dice.below(6);
+        self.removals += usize::from(kind == 0);
         self.host.edit(|wanted| match wanted.tenants.get_mut(&id) {
             None => _ = wanted.add(&id),
             Some(tenant) if tenant.suspended => tenant.suspended = false,
@@ -139,7 +144,10 @@ impl Chaos {
 async fn whatever_dies_nobody_else_notices() {
     let seed = dice::seed();
     eprintln!("SEED={seed} (the choices, not their timing)");
+    let receiver = Receiver::start().await;
     let mut host = Host::prepare_on(PortBlock::large(), |wanted| (0..TENANTS).for_each(|n| _ = wanted.add(&name(n))));
+    receiver.put_url(&host.root().join("discord"));
+    host.edit(|wanted| messages::CHANNEL.clone_into(&mut wanted.more));
     host.launch().await;
     let (kills, tally, done) = (Arc::new(Kills::default()), Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
     let mut people: Vec<Vec<Person>> = (0..WORKERS).map(|_| Vec::new()).collect();
@@ -153,7 +161,8 @@ async fn whatever_dies_nobody_else_notices() {
         })
         .collect();
 
-    let mut chaos = Chaos { host, dice: Dice(seed), kills, tally: tally.clone(), last_proxy: Instant::now() - BETWEEN_PROXIES };
+    let mut chaos =
+        Chaos { host, dice: Dice(seed), kills, tally: tally.clone(), last_proxy: Instant::now() - BETWEEN_PROXIES, removals: 0 };
     let end = Instant::now() + Duration::from_secs(seconds());
     while Instant::now() < end {
         chaos.strike().await;
@@ -176,4 +185,5 @@ async fn whatever_dies_nobody_else_notices() {
     }
     eprintln!("{tally}");
     tally.assert_good(host);
+    messages::assert_each_has_a_cause(&receiver, &chaos.kills, chaos.removals, host).await;
 }

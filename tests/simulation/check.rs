@@ -1,6 +1,10 @@
 //! The rules that hold at every moment, and what has to be true in the end.
 
+use std::collections::BTreeSet;
+
 use sq_agent::{
+    admin::status::Status,
+    alerts::{Key, Kind},
     desired::TenantId,
     observed::State as Instance,
     reconcile::{core::Core, world::Start},
@@ -79,6 +83,40 @@ pub(crate) fn ready_rows(state: &mut State) {
     }
 }
 
+/// Open are exactly the alerts that hold, and whoever is told believes just that. What only happens holds for ten minutes.
+pub(crate) fn alerts(state: &State, status: &Status, core: &Core<SimWorld>, calm: u64) -> Option<String> {
+    const HAPPENS: [Kind; 4] = [Kind::AgentRestarted, Kind::CrashLoop, Kind::OomKill, Kind::HealthChecks];
+    const FOR: u64 = 600_000;
+    if !core.has_told_all() {
+        return Some(format!("alerts are not told in time: {:?}", status.alerts));
+    }
+    let open: BTreeSet<Key> = core.open_alerts().into_iter().collect();
+    let holds = [
+        (Kind::RemovalsHeld, status.held.is_some()),
+        (Kind::ConfigRefused, status.agent.config_error.is_some()),
+        (Kind::RolloutWentBack, status.rollout.as_ref().is_some_and(|rollout| rollout.try_again.is_some())),
+    ];
+    let mut expected: BTreeSet<Key> = holds.into_iter().filter(|(_, holds)| *holds).map(|(kind, _)| Key::host(kind)).collect();
+    if calm < FOR {
+        let happened = |key: &&Key| {
+            HAPPENS.contains(&key.kind)
+                && key.tenant.as_ref().is_none_or(|id| state.file.wanted.tenants.contains_key(id) || is_held(core, id))
+        };
+        expected.extend(open.iter().filter(happened).cloned());
+    }
+    if open != expected {
+        return Some(format!("the open alerts are {open:?}, and what holds is {expected:?}"));
+    }
+    let believed = state.heard.iter().filter(|(_, holds)| **holds).map(|(key, _)| key);
+    let heard: BTreeSet<&Key> = believed.filter(|key| !state.forgotten.contains(*key)).collect();
+    let open: BTreeSet<&Key> = open.iter().filter(|key| !state.forgotten.contains(*key)).collect();
+    (heard != open).then(|| format!("who is told believes {heard:?}, and open are {open:?}"))
+}
+
+fn is_held(core: &Core<SimWorld>, id: &TenantId) -> bool {
+    core.held().is_some_and(|held| held.removals.binary_search(id).is_ok())
+}
+
 /// What is not yet as desired; `None`: all is.
 pub(crate) fn not_as_desired(state: &State, core: &Core<SimWorld>) -> Option<String> {
     if !state.has_program {
@@ -88,7 +126,7 @@ pub(crate) fn not_as_desired(state: &State, core: &Core<SimWorld>) -> Option<Str
         return Some("a program is rolled out".to_owned());
     }
     let wanted = &state.file.wanted;
-    let is_held = |id| core.held().is_some_and(|held| held.removals.binary_search(id).is_ok());
+    let is_held = |id| is_held(core, id);
     for proc in state.procs.values() {
         let may = wanted.tenants.contains_key(&proc.id) || is_held(&proc.id);
         if proc.epoch == 0 || proc.dying || !may {

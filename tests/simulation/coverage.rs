@@ -12,6 +12,10 @@ pub(crate) struct Coverage(BTreeMap<String, u64>);
 pub(crate) const WANTED: &[&str] = &[
     "adopted",
     "agent_handed_over",
+    "alert_answer_lost",
+    "alert_lost",
+    "alert_raised",
+    "alert_resolved",
     "agent_killed",
     "agent_stopped",
     "another_program_rolled_out",

@@ -8,7 +8,10 @@ use std::{
 };
 
 use sq_agent::{
-    admin::{question::Question, status::RestoreRequest},
+    admin::{
+        question::{Question, Reply},
+        status::{RestoreRequest, Status},
+    },
     desired::TenantId,
     observed::{self, Moment},
     proxy::{NudgeReason, supervisor::ProxyEvent},
@@ -35,6 +38,8 @@ use crate::{
 const CONVERGES_WITHIN: u64 = 900_000;
 /// As desired, and nothing done for this long, counts.
 const CALM: u64 = 30_000;
+/// What is to be told of a storm is gathered for a minute.
+const TOLD_WITHIN: u64 = 180_000;
 
 /// What came of one run.
 pub(crate) struct Outcome {
@@ -83,6 +88,7 @@ pub(crate) fn run(seed: u64, steps: &[Step], end: u64, options: Options) -> Outc
     engine.quiet();
     engine.converge();
     engine.stay(options.calm.of(seed));
+    engine.told(options.calm.of(seed));
     engine.outcome()
 }
 
@@ -285,6 +291,8 @@ impl Engine {
         state.told.clear();
         state.starting.clear();
         state.at_files.clear();
+        let unkept = state.unkept.take().unwrap_or_default();
+        state.forgotten.extend(unkept);
         state.after(pause, Next::AgentStarts);
     }
 
@@ -385,6 +393,7 @@ impl Engine {
         trace!(state, "quiet");
         state.quiet = true;
         let now = state.now;
+        state.quiet = true;
         state.crash = None;
         state.take_out(|next| matches!(next, Next::Step(_)));
         let strangers = state
@@ -446,6 +455,23 @@ impl Engine {
         let why = self.agent.as_ref().and_then(|core| check::not_as_desired(&self.state.borrow(), core));
         if let Some(why) = why {
             self.state.borrow_mut().broken(format!("did not stay as desired: {why}"));
+        }
+    }
+
+    /// What whoever is told believes is so, and all that holds was told.
+    fn told(&mut self, calm: u64) {
+        let end = self.now() + TOLD_WITHIN;
+        self.until(|engine| engine.now() >= end || engine.agent.as_ref().is_some_and(Core::has_told_all));
+        let now = self.moment();
+        if self.is_broken() {
+            return;
+        }
+        let Some(core) = &mut self.agent else { return };
+        let Reply::Now(Ok(status)) = core.answer(Question::Status, now) else { return };
+        let status: Status = serde_json::from_slice(&status).unwrap_or_else(|error| unreachable!("{error}"));
+        let rule = check::alerts(&self.state.borrow(), &status, core, calm);
+        if let Some(rule) = rule {
+            self.state.borrow_mut().broken(rule);
         }
     }
 

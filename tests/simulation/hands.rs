@@ -4,9 +4,10 @@ use std::{collections::HashMap, io, panic, time::Duration};
 
 use sq_agent::{
     admin::page::Begun,
+    alerts::{Alert, Channel, News, Outcome, Share},
     backup::Job,
     certificate::Facts,
-    desired::{Acme, Desired, Snapshots, SqSource, TenantId},
+    desired::{Acme, Alerts, Desired, Snapshots, SqSource, TenantId},
     gitops,
     instance::{
         cgroup::{Applied, CgroupLimits},
@@ -162,6 +163,46 @@ impl World for SimWorld {
     fn ask_for_certificates(&mut self, acme: Option<&Acme>, _ends: bool) {
         assert!(acme.is_none(), "no simulated host has [proxy.acme]");
     }
+
+    fn host_memory(&mut self) -> Option<Share> {
+        None
+    }
+
+    fn alert_channels(&self, _alerts: &Alerts) -> Vec<Channel> {
+        vec![Channel::Webhook]
+    }
+
+    fn alert_mark(&mut self, _channel: Channel, _alerts: &Alerts) -> Option<[u8; 32]> {
+        None
+    }
+
+    fn send_alert(&mut self, channel: Channel, alert: Alert, _alerts: &Alerts) {
+        self.ask_of(Call::SendAlert, |state| {
+            let chance = if state.quiet { 9 } else { state.rng.below(10) };
+            let arrives = chance > 0;
+            for item in alert.items.iter().filter(|_| arrives) {
+                trace!(state, "alert {}: {} {:?}", alert.number, item.news.word(), item.key);
+                state.coverage.hit(if item.news == News::Resolved { "alert_resolved" } else { "alert_raised" });
+                state.heard.insert(item.key.clone(), item.news != News::Resolved);
+                state.forgotten.remove(&item.key);
+                if let Some(unkept) = &mut state.unkept {
+                    unkept.insert(item.key.clone());
+                }
+            }
+            let outcome = match chance {
+                0 | 1 => Outcome::Failed("no answer".into()),
+                2 => Outcome::Wait(Duration::from_secs(2), "too much".into()),
+                _ => Outcome::Delivered(Duration::from_millis(400)),
+            };
+            if chance < 2 {
+                state.coverage.hit(if arrives { "alert_answer_lost" } else { "alert_lost" });
+            }
+            let takes = state.rng.between(1, 5_000);
+            state.after(takes, Next::Alerted(state.agent, channel, alert.number, outcome));
+        });
+    }
+
+    fn measure(&mut self, _instances: HashMap<u32, Option<Memory>>) {}
 
     fn find_program(&mut self, source: &SqSource, pause: Duration) {
         self.act(Call::FindProgram, |state| {
@@ -547,6 +588,23 @@ impl Records for SimRecords {
 
     fn end_request(&mut self, _lookup: &str, _answer: Option<&[u8]>) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn alerts(&mut self) -> Result<Option<String>, StoreError> {
+        self.call(Call::Alerts, false, |state| Ok(state.alerts.clone()))
+    }
+
+    fn keep_alerts(&mut self, kept: &str) -> Result<(), StoreError> {
+        // Also where everything is as desired: what happened is over some time later.
+        self.call(Call::KeepAlerts, false, |state| {
+            if state.until.records_fail > state.now && state.rng.one_in(2) {
+                state.unkept.get_or_insert_default();
+                return Err(StoreError::File { what: "writing", path: "instances.db".into(), error: io::ErrorKind::StorageFull.into() });
+            }
+            state.unkept = None;
+            state.alerts = Some(kept.to_owned());
+            Ok(())
+        })
     }
 
     fn event(&mut self, _at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

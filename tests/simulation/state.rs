@@ -8,6 +8,7 @@ use std::{
 };
 
 use sq_agent::{
+    alerts::{Channel, Key, Outcome},
     desired::{Alerts, Desired, IsolationMode, Limits, PortRange, Proxy, Snapshots, SqSource, Tenant, TenantId},
     instance::scan::Found,
     reconcile::{
@@ -121,6 +122,8 @@ pub(crate) enum Next {
     Kept(u64, u64, TenantId),
     Restored(u64, u64, TenantId),
     ProgramFound(u64, SqSource),
+    /// The agent learns what came of an alert.
+    Alerted(u64, Channel, u64, Outcome),
     RequestEnds(u32, u32, u64),
 }
 
@@ -197,8 +200,18 @@ pub(crate) struct State {
     pub(crate) next_slot: u32,
     /// Where the roll-out of programs stands.
     pub(crate) programs: Option<String>,
+    /// Which alerts are open, and what is to be sent.
+    pub(crate) alerts: Option<String>,
+    /// Whom the alerts reach knows of each what was said last: that it holds.
+    pub(crate) heard: BTreeMap<Key, bool>,
+    /// What was said since the records last refused to keep it: what an agent that ends now leaves to nobody. None: they keep it.
+    pub(crate) unkept: Option<BTreeSet<Key>>,
+    /// What was said by an agent that ended so: whether it holds nobody knows any more.
+    pub(crate) forgotten: BTreeSet<Key>,
     /// Calls that change something.
     pub(crate) changes: u64,
+    /// From here on nothing goes wrong any more.
+    pub(crate) quiet: bool,
     /// From here on nothing is to change any more.
     pub(crate) frozen: bool,
     /// Nothing goes wrong any more.
@@ -274,7 +287,12 @@ impl State {
             quarantine: BTreeMap::new(),
             next_slot: 0,
             programs: None,
+            alerts: None,
+            heard: BTreeMap::new(),
+            unkept: None,
+            forgotten: BTreeSet::new(),
             changes: 0,
+            quiet: false,
             frozen: false,
             quiet: false,
             has_program: false,
@@ -439,7 +457,7 @@ fn desired(tenants: impl Iterator<Item = Tenant>, number: u32, version: u32) -> 
         gitops: None,
         require_reviewed_hash: false,
         admin: None,
-        alerts: Alerts { memory_warning: 80, memory_critical: 90, discord_webhook_file: None },
+        alerts: Alerts::default(),
         snapshots: Snapshots { hourly: 24, daily: 7, weekly: 4, max_size: 1 << 20 },
         tiers: BTreeMap::new(),
         tenants: tenants.map(|tenant| (tenant.id.clone(), tenant)).collect(),

@@ -47,6 +47,9 @@ impl State {
             Next::Kept(agent, number, id) if agent == self.agent => self.kept(agent, number, &id),
             Next::Restored(agent, number, id) if agent == self.agent => self.restored(agent, number, &id),
             Next::ProgramFound(agent, source) if agent == self.agent => self.program_found(agent, &source),
+            Next::Alerted(agent, channel, number, outcome) if agent == self.agent => {
+                self.send(agent, None, Event::Alerted(channel, number, outcome));
+            }
             Next::RequestEnds(slot, pid, end) => self.request_ends(slot, pid, end),
             _ => {}
         }

@@ -9,6 +9,7 @@ pub mod host;
 pub mod launch;
 pub mod ports;
 pub mod processes;
+pub mod receiver;
 pub mod tokens;
 pub mod wanted;
 pub mod work;

@@ -123,7 +123,8 @@ fn a_command_without_an_agent_says_how_to_start_one() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["run", "check", "plan", "confirm", "status", "restart", "snapshot", "snapshots", "restore", "token", "schema"] {
+    for command in ["run", "check", "plan", "confirm", "status", "restart", "snapshot", "snapshots", "restore", "token", "schema", "alert"]
+    {
         let ran = ran(Command::new(SQ_AGENT).args([command, "--help"]));
         assert_eq!((ran.code, ran.out.contains("Example")), (0, true), "{command}: {ran:?}");
     }

@@ -8,6 +8,7 @@ mod acme;
 mod admin;
 mod admin_changes;
 mod agent;
+mod alerts;
 mod apart;
 mod api;
 mod backup;

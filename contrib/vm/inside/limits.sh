@@ -30,7 +30,17 @@ id         = "greedy@example.com"
 body_max   = "64M"
 # The guard would not let it come to that.
 durability = "off"
+[alerts.exec]
+program = "/tmp/hook"
 T
+# Each alert in a line.
+cat >/tmp/hook <<'T'
+#!/bin/sh
+echo "$SQ_AGENT_ALERT_NEWS $SQ_AGENT_ALERT_KIND $SQ_AGENT_ALERT_SEVERITY $SQ_AGENT_ALERT_TENANT" >>/tmp/alerts
+T
+chmod 755 /tmp/hook
+: >/tmp/alerts
+chown sq:sq /tmp/alerts
 
 # A cgroup that is the agent's, as Delegate=yes makes one.
 base=/sys/fs/cgroup/sq-agent
@@ -120,6 +130,35 @@ eventually 30 all_ready
 within 'it has been started anew' 1 4194304 "$([ "$(state greedy pid)" = "$before" ] || state greedy pid)"
 is 'and answers' 200 "$(as greedy "/api/v2/update?$page" --data-binary small)"
 is 'another tenant never noticed' "$other 200" "$(state bob pid) $(as bob "/api/v2/update?$page" --data-binary hello)"
+
+echo '# alerts'
+alerted() { grep -q "^$1" /tmp/alerts; }
+eventually 20 alerted 'raised oom_kill warning greedy@example.com'
+succeeds 'the kill was told' alerted 'raised oom_kill warning greedy@example.com'
+total=$(awk '/^MemTotal:/ { print $2 }' /proc/meminfo)
+# taken: what is not available, per mille of all.
+taken() { awk -v total="$total" '/^MemAvailable:/ { printf "%d", (total - $2) * 1000 / total }' /proc/meminfo; }
+mkdir -p /tmp/eaten
+mount -t tmpfs -o size=100% eaten /tmp/eaten
+pieces=0
+# eat PERMILLE: takes the memory of the machine up to there, 16 MiB at a time.
+eat() {
+  while [ "$(taken)" -lt "$1" ] && [ $pieces -lt 400 ]; do
+    pieces=$((pieces + 1))
+    head -c 16777216 /dev/zero >/tmp/eaten/$pieces
+  done
+  echo "# $(taken) per mille of the memory are taken"
+}
+for level in '810 warning' '910 critical'; do
+  eat "${level% *}"
+  began=$(date +%s)
+  eventually 15 alerted "raised host_memory ${level#* }"
+  within "${level#* }: told within 10 s of being taken" 0 10 "$(if alerted "raised host_memory ${level#* }"; then echo $(($(date +%s) - began)); fi)"
+done
+umount /tmp/eaten
+eventually 15 alerted 'resolved host_memory'
+succeeds 'and that it is free again' alerted 'resolved host_memory'
+sed 's/^/  | /' /tmp/alerts
 
 echo '# apart'
 port=$(state ada port)

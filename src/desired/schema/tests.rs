@@ -113,7 +113,9 @@ fn every_key_is_read_and_changes_what_is_desired() {
                 | "git"
                 | "jwks_file"
                 | "ca_file"
-                | "eab_key_file",
+                | "eab_key_file"
+                | "url_file"
+                | "program",
                 _,
             ) => "\"elsewhere\"",
             ("tier", _) => continue,
