@@ -24,6 +24,7 @@ pub mod fuzzing;
 pub mod gitops;
 pub mod guard;
 pub mod handover;
+pub mod history;
 pub mod import;
 pub mod instance;
 pub mod instance_key;

@@ -9,6 +9,7 @@ use crate::{
     alerts::{Kind, Severity},
     desired::TenantId,
     gitops::book::Commit,
+    history::forecast::{Fit, Outlook},
     instance::isolation::Isolation,
     reconcile::guard::Held,
     snapshot::{Listed, Name, Restored, Taken},
@@ -41,6 +42,9 @@ pub struct Status {
     /// What needs somebody, and whether people can be told.
     #[serde(default)]
     pub alerts: AlertsStatus,
+    /// When memory and disk are nearly full, and how many tenants still fit.
+    #[serde(default)]
+    pub forecast: Option<ForecastStatus>,
     /// Every tenant that has a place on this host, by id.
     pub tenants: Vec<TenantStatus>,
 }
@@ -109,6 +113,78 @@ pub struct DiskStatus {
     pub free: u64,
     /// That is too little: only what makes less is written, for all.
     pub writes_refused: bool,
+}
+
+/// What is to come, as far as it can be told by now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ForecastStatus {
+    /// The host's memory.
+    pub memory: ResourceForecast,
+    /// The disk where the tenants' files lie.
+    pub disk: ResourceForecast,
+    /// How many tenants like those that are here still fit; none while nothing runs that could be measured.
+    pub tenants_fit: Option<Fit>,
+}
+
+/// When something is nearly full.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResourceForecast {
+    /// All of it, bytes; 0 where that cannot be told.
+    pub total: u64,
+    /// What is used, bytes.
+    pub used: u64,
+    /// When it reaches 90 %.
+    #[serde(flatten)]
+    pub outlook: Outlook,
+    /// All that in a sentence.
+    pub detail: String,
+}
+
+impl ResourceForecast {
+    pub(crate) fn new(what: &str, total: u64, used: u64, outlook: Outlook) -> Self {
+        let when = match outlook {
+            Outlook::Unmeasured => return Self { total, used, outlook, detail: format!("{what}: it cannot be told how much there is") },
+            Outlook::NotYet { hours, needed } => {
+                format!("when it is nearly full is not known yet: {hours} of {needed} hours are looked at")
+            }
+            Outlook::Reached => "it is nearly full".to_owned(),
+            Outlook::Full { in_days } if in_days < 1.0 => "it is nearly full within a day".to_owned(),
+            Outlook::Full { in_days } => format!("90 % in {in_days:.0} days, if it goes on as in the last two weeks"),
+            Outlook::NoTrend => "nothing says that it fills up within a year".to_owned(),
+        };
+        let percent = used.saturating_mul(100).checked_div(total).unwrap_or(0);
+        let detail = if total == 0 {
+            format!("{what}: {when}")
+        } else {
+            format!("{what}: {} of {} MB are used ({percent} %); {when}", used >> 20, total >> 20)
+        };
+        Self { total, used, outlook, detail }
+    }
+}
+
+impl ForecastStatus {
+    /// What is to be said against adding so many tenants.
+    pub(crate) fn crowded(&self, added: u64) -> Option<String> {
+        let fit = self.tenants_fit.as_ref().filter(|fit| added > fit.tenants)?;
+        let (bound, room) = (fit.bound_by.text(), fit.tenants);
+        Some(format!(
+            "{added} tenants are added where {room} more fit, measured by those that are here at their peak: {bound} would be more than 90 % used"
+        ))
+    }
+
+    /// How many tenants fit, in a sentence.
+    pub(crate) fn fit_text(&self) -> String {
+        match &self.tenants_fit {
+            None => "how many more tenants fit is not known yet: none runs that was measured".to_owned(),
+            Some(Fit { tenants, bound_by, at_present_use, peak_each, memory_each, .. }) => {
+                let kb = |bytes: &u64| bytes.div_ceil(1 << 10);
+                let (peak, now, bound) = (kb(peak_each), kb(memory_each), bound_by.text());
+                format!(
+                    "{tenants} more tenants fit even if all are at their peak ({peak} KB each), then {bound} is 90 % used; {at_present_use} by what they use now ({now} KB each)"
+                )
+            }
+        }
+    }
 }
 
 /// How another sq reaches the tenants: one first, then 1 %, 10 %, all.
@@ -431,5 +507,47 @@ impl RestoreAnswer {
         let back = before.as_ref().map_or(String::new(), |time| format!("; what was there before is the snapshot of {time}"));
         let gone = if *removed > 0 { format!(", {removed} removed") } else { String::new() };
         Self { detail: format!("{id}: {files} files put back{gone}{back}"), files: *files, bytes: *bytes, removed: *removed, before }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::forecast::Bound;
+
+    fn forecast(tenants: u64) -> ForecastStatus {
+        let resource = ResourceForecast::new("memory", 1 << 30, 1 << 29, Outlook::NotYet { hours: 3, needed: 24 });
+        let fit =
+            Fit { tenants, bound_by: Bound::Memory, at_present_use: 900, peak_each: 3 << 20, memory_each: 200 << 10, storage_each: 0 };
+        ForecastStatus { memory: resource.clone(), disk: resource, tenants_fit: Some(fit) }
+    }
+
+    #[test]
+    fn more_tenants_than_fit_are_said_to_be_too_many() {
+        assert_eq!(forecast(10).crowded(10), None);
+        let text = forecast(10).crowded(11).unwrap();
+        assert!(text.contains("11 tenants are added where 10 more fit") && text.contains("memory would be"), "{text}");
+        assert_eq!(ForecastStatus { tenants_fit: None, ..forecast(0) }.crowded(5), None, "nobody knows");
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_said_to_be_so() {
+        let forecast = forecast(10);
+        assert_eq!(
+            forecast.memory.detail,
+            "memory: 512 of 1024 MB are used (50 %); when it is nearly full is not known yet: 3 of 24 hours are looked at"
+        );
+        assert_eq!(
+            forecast.fit_text(),
+            "10 more tenants fit even if all are at their peak (3072 KB each), then memory is 90 % used; 900 by what they use now (200 KB each)"
+        );
+    }
+
+    #[test]
+    fn scripts_find_the_outlook_beside_the_figures() {
+        let json = serde_json::to_value(forecast(1)).unwrap();
+        assert_eq!((json["memory"]["outlook"].as_str(), json["memory"]["hours"].as_u64()), (Some("not_yet"), Some(3)));
+        assert_eq!(json["tenants_fit"]["bound_by"], "memory");
+        assert_eq!(serde_json::from_value::<ForecastStatus>(json).unwrap(), forecast(1));
     }
 }

@@ -107,6 +107,9 @@ fn print(status: &Status) {
         anstream::eprintln!("disk: {free} of {total} are free: only what makes less is written, for all; make room");
     }
     print_alerts(&status.alerts);
+    if let Some(forecast) = &status.forecast {
+        anstream::eprintln!("{}\n{}\n{}", forecast.memory.detail, forecast.disk.detail, forecast.fit_text());
+    }
     let mut heading = vec!["ID", "TIER", "STATE", "PORT", "PID", "EPOCH", "RESTARTS", "MEMORY", "REQUESTS", "DETAIL"];
     let mut rows: Vec<Vec<String>> = status.tenants.iter().map(row).collect();
     // Scripts that cut columns never see this one.

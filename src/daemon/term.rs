@@ -121,9 +121,6 @@ impl Term {
         let TermParts { file, loaded: Loaded { desired, text, rejected }, replace_proxy, kept_listeners, admin_listener } = parts;
         limits::prepare_agent_limits()?;
         let opened = Store::open(&desired.state_dir)?;
-        if let Some(moved) = &opened.corrupt_moved_to {
-            tracing::error!(kept = %moved.display(), "instances.db was corrupt: it was moved aside and is rebuilt from what runs");
-        }
         let (ring, first_look) = Ring::new(&desired)?;
         let instance_secret = first_look.settings.instance_secret.clone();
         let secret = instance_secret.clone();
@@ -145,6 +142,7 @@ impl Term {
         let (mut agent, events) = Agent::new(Parts {
             desired: desired.clone(),
             rejected,
+            corrupt_records: opened.corrupt_moved_to.map(|moved| moved.display().to_string()),
             host: HostParts {
                 file: file.clone(),
                 state_dir: desired.state_dir.clone(),

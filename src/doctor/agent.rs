@@ -3,13 +3,17 @@
 use super::Finding;
 use crate::{
     admin::status::{
-        AcmeStatus, AdminStatus, AlertsStatus, BackupStatus, CertificateStatus, DiskStatus, GitOpsStatus, Status, TenantStatus,
+        AcmeStatus, AdminStatus, AlertsStatus, BackupStatus, CertificateStatus, DiskStatus, ForecastStatus, GitOpsStatus, ResourceForecast,
+        Status, TenantStatus,
     },
+    history::forecast::Outlook,
     instance::isolation::{Isolation, Part},
 };
 
 /// Tenants that are named one by one; more are counted.
 const NAMED: usize = 10;
+/// What is full within so many days deserves a thought now.
+const SOON: f64 = 30.0;
 
 /// What its status tells.
 pub fn findings(status: &Status) -> Vec<Finding> {
@@ -56,6 +60,7 @@ pub fn findings(status: &Status) -> Vec<Finding> {
     findings.extend(status.disk.as_ref().map(disk));
     findings.extend(status.admin.as_ref().and_then(admin));
     findings.extend(alerts(&status.alerts));
+    findings.extend(status.forecast.iter().flat_map(forecast));
     findings.extend(tenants(&status.tenants));
     match agent.memory_enforced.as_str() {
         "kernel" => findings.push(Finding::ok("memory limits", "held by the kernel")),
@@ -186,6 +191,24 @@ fn disk(disk: &DiskStatus) -> Finding {
     }
 }
 
+/// Whether there is room for what is to come.
+fn forecast(forecast: &ForecastStatus) -> Vec<Finding> {
+    let of = |subject: &str, resource: &ResourceForecast, remedy: &str| match resource.outlook {
+        Outlook::Reached => Finding::problem(subject, &resource.detail, remedy),
+        Outlook::Full { in_days } if in_days < SOON => Finding::notice(subject, &resource.detail, remedy),
+        _ => Finding::ok(subject, &resource.detail),
+    };
+    let fits = forecast.fit_text();
+    vec![
+        of("memory ahead", &forecast.memory, "plan for more memory, or fewer tenants; `sq-agent usage --daily` shows who took how much"),
+        of("disk ahead", &forecast.disk, "plan for a larger disk, or lower storage_max; `sq-agent usage --daily` shows who took how much"),
+        match &forecast.tenants_fit {
+            Some(fit) if fit.tenants == 0 => Finding::notice("room", fits, "add no more tenants before there is room"),
+            _ => Finding::ok("room", fits),
+        },
+    ]
+}
+
 fn tenants(tenants: &[TenantStatus]) -> Vec<Finding> {
     let settled = |tenant: &&TenantStatus| matches!(tenant.state.as_str(), "ready" | "suspended");
     let troubled: Vec<_> = tenants.iter().filter(|tenant| !settled(tenant)).collect();
@@ -227,7 +250,7 @@ pub(super) fn isolation(isolation: &Isolation) -> Vec<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         admin::status::{AgentStatus, AlertStatus, ChannelStatus, ProxyStatus},
@@ -235,7 +258,7 @@ mod tests {
         doctor::Severity,
     };
 
-    fn tenant(id: &str, state: &str, detail: &str) -> TenantStatus {
+    pub(crate) fn tenant(id: &str, state: &str, detail: &str) -> TenantStatus {
         TenantStatus {
             id: id.into(),
             tier: "free".into(),
@@ -255,7 +278,7 @@ mod tests {
         }
     }
 
-    fn status() -> Status {
+    pub(crate) fn status() -> Status {
         let agent = AgentStatus {
             pid: 7,
             version: "1".into(),
@@ -279,6 +302,7 @@ mod tests {
             disk: None,
             admin: None,
             alerts: AlertsStatus::default(),
+            forecast: None,
             tenants: vec![tenant("a", "ready", "answers")],
         }
     }
@@ -335,6 +359,21 @@ mod tests {
         assert_eq!(severities, [Severity::Notice, Severity::Ok, Severity::Problem, Severity::Problem]);
         assert!(found[0].text.contains("92 %") && found[0].remedy.contains("sq-agent status"), "{found:?}");
         assert!(found[3].text.contains("nothing is sent") && found[3].text.contains("404"), "{found:?}");
+    }
+
+    #[test]
+    fn what_fills_up_within_a_month_is_said_before_it_is_full() {
+        let with = |outlook| {
+            let full = |what| ResourceForecast::new(what, 100 << 20, 50 << 20, outlook);
+            let forecast = ForecastStatus { memory: full("memory"), disk: full("disk"), tenants_fit: None };
+            let all = findings(&Status { forecast: Some(forecast), ..status() });
+            all.into_iter().find(|finding| finding.subject == "disk ahead").unwrap()
+        };
+        assert_eq!(with(Outlook::Full { in_days: 40.0 }).severity, Severity::Ok);
+        let soon = with(Outlook::Full { in_days: 12.4 });
+        assert!(soon.severity == Severity::Notice && soon.text.contains("50 of 100 MB") && soon.text.contains("12 days"), "{soon:?}");
+        assert_eq!(with(Outlook::Reached).severity, Severity::Problem);
+        assert_eq!(with(Outlook::NotYet { hours: 3, needed: 24 }).severity, Severity::Ok);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What one instance costs in memory.
+//! What one instance costs in memory, and what the host has of it.
 
 use std::{fs, io};
 

@@ -356,6 +356,9 @@ impl Visit<'_> {
                 Ok(answer) => {
                     if let Some(slot) = live.activity.slot(route.slot) {
                         slot.note_answer(clock::monotonic_ns());
+                        if self.kind == Kind::Mutation && answer.status.is_success() {
+                            slot.note_write();
+                        }
                     }
                     return Ok(Reply::Upstream { answer, held });
                 }

@@ -79,6 +79,7 @@ impl Agent {
             self.settled.send_if_modified(|settled| std::mem::replace(settled, self.core.is_settled()) != self.core.is_settled());
             if self.core.is_over() {
                 self.core.say_goodbye();
+                self.core.close_history();
                 return self;
             }
             let wake = tokio::time::sleep(now.until(self.core.wake_at()));

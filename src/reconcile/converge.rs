@@ -63,6 +63,7 @@ impl<W: World> Core<W> {
                     let program = self.programs.proved().identity();
                     self.observed.known.insert(id.clone(), Known { state, program, ..Known::new(slot, tenant) });
                     self.touched.insert(id.clone());
+                    self.meet(id, slot);
                 }
                 Err(error) => tracing::error!(tenant = %id, %error, "no place for this tenant; tried again at the next tick"),
             },
@@ -97,6 +98,7 @@ impl<W: World> Core<W> {
         }
         let Some(known) = self.observed.known.remove(id) else { return };
         known.port.iter().for_each(|&port| self.ports.release(port, id, now));
+        self.close_usage(id, known.slot, known.storage);
         self.world.reset_slot(known.slot);
         self.world.let_go(id);
         self.memory.remove(id);

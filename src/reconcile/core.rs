@@ -19,12 +19,14 @@ use super::{
     gitops::Following,
     guard::Held,
     health::Health,
+    history::History,
     intake::{self, Intake, Taken},
     keeping::Keeping,
     plan::{self, Action},
     port_book::PortBook,
     programs::{Kept, Programs},
     queue::StartQueue,
+    rebuild,
     recover::{self, Recovered},
     room::Room,
     route_book::RouteBook,
@@ -95,6 +97,8 @@ pub struct Core<W: World> {
     pub(super) room: Room,
     pub(super) certificates: Certificates,
     pub(super) alerting: Alerting,
+    /// What tenants used, and what is to come.
+    pub(super) history: History,
     /// Tenants that need a plan of their own before the next full one.
     pub(super) touched: BTreeSet<TenantId>,
     /// Instances whose row has to say `draining` before anybody looks at what is in flight.
@@ -146,13 +150,20 @@ pub struct Start {
     pub starts: usize,
     /// How long a port is left alone after use; see [`super::port_book::QUARANTINE`].
     pub quarantine: Duration,
+    /// Where the records were moved that were found corrupt.
+    pub corrupt_records: Option<String>,
 }
 
 impl<W: World> Core<W> {
     /// Takes in what an earlier agent left behind.
     pub fn new(mut world: W, start: Start, now: Moment) -> Result<Self, SetupError> {
         let found = world.scan().map_err(SetupError::Proc)?;
-        let Recovered { mut known, found, instances, strays } = recover::recover(world.records().load()?, found);
+        let mut records = world.records().load()?;
+        let back = rebuild::take_back(&mut world, &start.desired, &records, &found)?;
+        if back > 0 {
+            records = world.records().load()?;
+        }
+        let Recovered { mut known, found, instances, strays } = recover::recover(records, found);
         let mut ports = PortBook::new(start.desired.ports, start.quarantine);
         ports.mean(start.desired.meant_ports());
         let unix_now = world.unix_now();
@@ -176,6 +187,9 @@ impl<W: World> Core<W> {
         let backups = Backups::new(world.records().backups()?, now);
         let following = Following::new(world.records().gitops()?, now);
         let alerting = Alerting::new(world.records().alerts()?, alerts::life(&start.boot_id), unix_now, now);
+        let mut seen = world.records().usage_seen()?;
+        seen.retain(|id, _| known.contains_key(id));
+        let history = History::new(seen);
         let fingerprint = world.fingerprint();
         let mut core = Self {
             world,
@@ -206,6 +220,7 @@ impl<W: World> Core<W> {
             room: Room::default(),
             certificates: Certificates::default(),
             alerting,
+            history,
             touched: BTreeSet::new(),
             draining: Vec::new(),
             unproved: Vec::new(),
@@ -216,6 +231,11 @@ impl<W: World> Core<W> {
             // The first tick at once, for an edit since the file was loaded: an install of sq may lie in between.
             timers: Timers { tick: now, survey: now + FIRST_SURVEY, wheel: now + Health::STEP, answers: now + FAR, retry: now + FAR },
         };
+        core.tell_of_rebuild(start.corrupt_records.as_deref(), back);
+        let slots: Vec<(TenantId, u32)> = core.observed.known.iter().map(|(id, known)| (id.clone(), known.slot)).collect();
+        for (id, slot) in slots {
+            core.meet(&id, slot);
+        }
         for stray in strays {
             // It may serve until its tenant has a place again: then it is looked at, drained and stopped.
             if core.desired.tenants.contains_key(&stray.id) {
@@ -308,6 +328,8 @@ impl<W: World> Core<W> {
             self.keep_by_the_hour(now);
             self.world.heartbeat();
             self.look_at_disk();
+            self.mend_records();
+            self.keep_history();
             self.back_up(now);
             self.look_at_certificates();
         }

@@ -21,6 +21,10 @@ use crate::{
     crash_point,
     desired::{self, AccessLog, Acme, Alerts, Desired, Snapshots, SqSource, TenantId, Watch},
     gitops, guard,
+    history::{
+        sample::Sample,
+        usage::{Addition, Seen},
+    },
     instance::{
         Process, binary,
         cgroup::{Applied, CgroupLimits},
@@ -42,7 +46,7 @@ use crate::{
         ring::{self, Look, Ring},
         settings::Settings,
     },
-    route::{Activity, Row, SlotActivity, SlotSnapshot, TableError, TableWriter},
+    route::{self, Activity, Route, Row, SlotActivity, SlotSnapshot, TableError, TableWriter},
     secret::Secret,
     snapshot::{Reason, RestoreOrder, SnapshotOrder},
     store::{self, InstanceRecord, Store, StoreError, TenantRecord, unix_now},
@@ -428,6 +432,10 @@ impl World for Host {
         self.parts.table.publish(rows).map(drop).inspect(|()| crash_point::reached("publish.after"))
     }
 
+    fn published(&self, id: &TenantId) -> Option<Route> {
+        self.parts.table.lookup(id.as_str())
+    }
+
     fn heartbeat(&mut self) {
         (self.parts.alive)();
         self.parts.table.heartbeat(u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX));
@@ -447,6 +455,10 @@ impl World for Host {
 
     fn activity(&self, slot: u32) -> Option<SlotSnapshot> {
         self.parts.activity.slot(slot).map(SlotActivity::snapshot)
+    }
+
+    fn activity_born(&self) -> u64 {
+        self.parts.activity.born()
     }
 
     fn requests_on(&self, slot: u32, day: u32) -> u32 {
@@ -512,15 +524,29 @@ fn send_changed<T: PartialEq>(to: &watch::Sender<T>, new: T) {
 
 impl Records for Store {
     fn load(&mut self) -> Result<Vec<TenantRecord>, StoreError> {
-        Self::load(self)
+        self.watched(Self::load)
+    }
+
+    fn put_back(&mut self, tenants: &[TenantRecord]) -> Result<(), StoreError> {
+        self.watched(|store| store.put_back(tenants))
+    }
+
+    fn is_corrupt(&self) -> bool {
+        Self::is_corrupt(self)
+    }
+
+    fn start_anew(&mut self, tenants: &[TenantRecord]) -> Result<String, StoreError> {
+        let aside = self.replace()?;
+        self.put_back(tenants)?;
+        Ok(aside.display().to_string())
     }
 
     fn quarantined(&mut self, now: u64) -> Result<HashMap<u16, u64>, StoreError> {
-        Self::quarantined(self, now)
+        self.watched(|store| store.quarantined(now))
     }
 
     fn take_in(&mut self, id: &TenantId, spec: &str) -> Result<u32, StoreError> {
-        self.batch(|store| {
+        self.watched(|store| {
             let slot = store.assign_slot(id)?;
             store.set_spec(id, spec)?;
             Ok(slot)
@@ -529,7 +555,7 @@ impl Records for Store {
     }
 
     fn begin_start(&mut self, id: &TenantId, port: u16, program: &str, until: u64) -> Result<u64, StoreError> {
-        self.batch(|store| {
+        self.watched(|store| {
             let epoch = store.next_epoch(id)?;
             store.release_port(id, until)?;
             store.set_port(id, port)?; // which ends the quarantine, if it is the same one
@@ -540,27 +566,27 @@ impl Records for Store {
     }
 
     fn record_instance(&mut self, id: &TenantId, instance: &InstanceRecord) -> Result<(), StoreError> {
-        Self::record_instance(self, id, instance).inspect(|()| crash_point::reached("start.recorded"))
+        self.watched(|store| store.record_instance(id, instance)).inspect(|()| crash_point::reached("start.recorded"))
     }
 
     fn clear_instance(&mut self, id: &TenantId) -> Result<(), StoreError> {
-        Self::clear_instance(self, id).inspect(|()| crash_point::reached("stop.cleared"))
+        self.watched(|store| store.clear_instance(id)).inspect(|()| crash_point::reached("stop.cleared"))
     }
 
     fn set_spec(&mut self, id: &TenantId, spec: &str) -> Result<(), StoreError> {
-        Self::set_spec(self, id, spec).inspect(|()| crash_point::reached("apply.noted"))
+        self.watched(|store| store.set_spec(id, spec)).inspect(|()| crash_point::reached("apply.noted"))
     }
 
     fn programs(&mut self) -> Result<Option<String>, StoreError> {
-        self.note("programs")
+        self.watched(|store| store.note("programs"))
     }
 
     fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError> {
-        self.set_note("programs", kept).inspect(|()| crash_point::reached("roll_out.kept"))
+        self.watched(|store| store.set_note("programs", kept)).inspect(|()| crash_point::reached("roll_out.kept"))
     }
 
     fn let_go(&mut self, id: &TenantId, at: u64, until: u64) -> Result<(), StoreError> {
-        self.batch(|store| {
+        self.watched(|store| {
             store.release_port(id, until)?;
             store.tombstone(id, at)
         })
@@ -568,19 +594,43 @@ impl Records for Store {
     }
 
     fn gitops(&mut self) -> Result<Option<String>, StoreError> {
-        self.note("gitops")
+        self.watched(|store| store.note("gitops"))
     }
 
     fn keep_gitops(&mut self, kept: &str) -> Result<(), StoreError> {
-        self.set_note("gitops", kept)
+        self.watched(|store| store.set_note("gitops", kept))
     }
 
     fn backups(&mut self) -> Result<Option<String>, StoreError> {
-        self.note("backups")
+        self.watched(|store| store.note("backups"))
     }
 
     fn keep_backups(&mut self, kept: &str) -> Result<(), StoreError> {
-        self.set_note("backups", kept)
+        self.watched(|store| store.set_note("backups", kept))
+    }
+
+    fn usage_seen(&mut self) -> Result<HashMap<TenantId, Seen>, StoreError> {
+        self.watched(Self::usage_seen)
+    }
+
+    fn peaks_since(&mut self, day: u32) -> Result<HashMap<TenantId, u64>, StoreError> {
+        self.watched(|store| store.peaks_since(day))
+    }
+
+    fn add_usage(&mut self, additions: &[Addition]) -> Result<(), StoreError> {
+        self.watched(|store| store.add_usage(additions))
+    }
+
+    fn keep_sample(&mut self, sample: &Sample) -> Result<(), StoreError> {
+        self.watched(|store| {
+            store.keep_sample(sample)?;
+            store.thin_usage(route::day(sample.at))?;
+            store.thin_events(sample.at)
+        })
+    }
+
+    fn samples(&mut self, step: u32, since: u64) -> Result<Vec<Sample>, StoreError> {
+        self.watched(|store| store.samples(step, since))
     }
 
     fn events(
@@ -590,7 +640,7 @@ impl Records for Store {
         before: Option<u64>,
         limit: u32,
     ) -> Result<Vec<store::Event>, StoreError> {
-        self.events_of(id, kind, before, limit)
+        self.watched(|store| store.events_of(id, kind, before, limit))
     }
 
     fn begin_request(&mut self, lookup: &str, fingerprint: &str, now: u64) -> Result<Begun, StoreError> {
@@ -610,6 +660,6 @@ impl Records for Store {
     }
 
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {
-        Self::event(self, at, id, kind, detail)
+        self.watched(|store| store.event(at, id, kind, detail))
     }
 }

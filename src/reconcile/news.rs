@@ -246,6 +246,7 @@ impl<W: World> Core<W> {
         let memory = survey.memory.into_iter().filter_map(|(pid, bytes)| Some(((*owner.get(&pid)?).clone(), bytes))).collect();
         let strays: Vec<_> = survey.found.into_iter().filter(|found| !owner.contains_key(&found.pid) && self.is_stray(&found.id)).collect();
         self.memory = memory;
+        self.note_peaks();
         survey.in_doubt.iter().for_each(|id| self.doubt(id));
         self.note_storage(survey.storage);
         if !self.world.limits_memory() {

@@ -46,6 +46,11 @@ impl PortBook {
         self.quarantine
     }
 
+    /// How many ports nobody owns.
+    pub fn free(&self) -> u64 {
+        self.free.len() as u64
+    }
+
     /// The range changed: tenants keep the port they have until they need another one.
     pub fn range(&mut self, range: PortRange) {
         if self.range != range {

@@ -109,6 +109,7 @@ impl<W: World> Core<W> {
             backup: self.backup_status(),
             gitops: self.gitops_status(),
             alerts: self.alerts_status(),
+            forecast: Some(self.forecast_status()),
             disk: self.room.disk.map(|DiskSpace { total, free }| DiskStatus { total, free, writes_refused: self.observed.disk_low }),
             admin: self.desired.admin.as_ref().map(|_| self.admin.clone()),
             tenants: self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect(),

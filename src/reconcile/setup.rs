@@ -38,6 +38,8 @@ pub struct Parts {
     pub desired: Arc<Desired>,
     /// Why the file itself is not in force, where `desired` is the last good copy.
     pub rejected: Option<Rejected>,
+    /// Where instances.db was moved, if it was corrupt.
+    pub corrupt_records: Option<String>,
     /// The host on which it acts.
     pub host: HostParts,
 }
@@ -45,7 +47,7 @@ pub struct Parts {
 impl Agent {
     /// Takes in what an earlier agent left behind. Returns the loop and the channel on which its tasks report.
     pub fn new(parts: Parts) -> Result<(Self, mpsc::UnboundedReceiver<HostEvent>), SetupError> {
-        let Parts { desired, rejected, host } = parts;
+        let Parts { desired, rejected, corrupt_records, host } = parts;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let start = Start {
             desired,
@@ -53,6 +55,7 @@ impl Agent {
             boot_id: boot_id().map_err(SetupError::Proc)?,
             starts: 2 * cores,
             quarantine: QUARANTINE,
+            corrupt_records,
         };
         let (host, events) = Host::new(host);
         let in_force = watch::Sender::new(start.desired.clone());

@@ -14,6 +14,10 @@ use crate::{
     certificate::Facts,
     desired::{Acme, Alerts, Desired, Snapshots, SqSource, TenantId},
     gitops,
+    history::{
+        sample::Sample,
+        usage::{Addition, Seen},
+    },
     instance::{
         cgroup::{Applied, CgroupLimits},
         isolation::Isolation,
@@ -25,7 +29,7 @@ use crate::{
     },
     observed::{Moment, Restore},
     proxy::front::Source,
-    route::{Row, SlotSnapshot, TableError},
+    route::{Route, Row, SlotSnapshot, TableError},
     snapshot::Reason,
     store::{self, InstanceRecord, StoreError, TenantRecord},
 };
@@ -152,6 +156,8 @@ pub trait World {
 
     /// Makes `rows` the route table; on an error it stays as it was.
     fn publish(&mut self, rows: &[Row]) -> Result<(), TableError>;
+    /// What stands in the route table of a tenant, also an earlier agent's.
+    fn published(&self, id: &TenantId) -> Option<Route>;
     /// Shows the readers of the route table that the agent lives.
     fn heartbeat(&mut self);
     /// Generation of the route table.
@@ -162,6 +168,8 @@ pub trait World {
     fn requests(&self, slot: u32) -> u64;
     /// What the proxies counted for the tenant in `slot`.
     fn activity(&self, slot: u32) -> Option<SlotSnapshot>;
+    /// Number of the page in which they count: another one began at nothing.
+    fn activity_born(&self) -> u64;
     /// Those of them that were let in on `day` (days since 1970, UTC).
     fn requests_on(&self, slot: u32, day: u32) -> u32;
     /// Lines of the access log that the proxies could not write.
@@ -186,6 +194,12 @@ pub trait World {
 pub trait Records {
     /// Everything known of every tenant, ordered by id.
     fn load(&mut self) -> Result<Vec<TenantRecord>, StoreError>;
+    /// Writes down tenants that were known once, with slot, port and epoch as they are. Later epochs are far above any that was used.
+    fn put_back(&mut self, tenants: &[TenantRecord]) -> Result<(), StoreError>;
+    /// Whether SQLite has found that they cannot be relied on.
+    fn is_corrupt(&self) -> bool;
+    /// Moves them aside and begins anew with these. Returns where they are.
+    fn start_anew(&mut self, tenants: &[TenantRecord]) -> Result<String, StoreError>;
     /// Ports in quarantine at `now`, each with its end.
     fn quarantined(&mut self, now: u64) -> Result<HashMap<u16, u64>, StoreError>;
     /// Gives a tenant its slot, and notes what is in force for it: with the one and without the other it could not be recovered.
@@ -229,6 +243,16 @@ pub trait Records {
     fn alerts(&mut self) -> Result<Option<String>, StoreError>;
     /// Keeps which alerts are open, and what is still to be sent.
     fn keep_alerts(&mut self, kept: &str) -> Result<(), StoreError>;
+    /// What was seen of everybody's counters when [`Self::add_usage`] was last called.
+    fn usage_seen(&mut self) -> Result<HashMap<TenantId, Seen>, StoreError>;
+    /// The most memory that each tenant's instance took since `day` (days since 1970).
+    fn peaks_since(&mut self, day: u32) -> Result<HashMap<TenantId, u64>, StoreError>;
+    /// Adds to what tenants used on a day.
+    fn add_usage(&mut self, additions: &[Addition]) -> Result<(), StoreError>;
+    /// Keeps how the host stood, and lets go of what is too old of samples, usage and events: a little at a call.
+    fn keep_sample(&mut self, sample: &Sample) -> Result<(), StoreError>;
+    /// Samples of this step since `since`, oldest first.
+    fn samples(&mut self, step: u32, since: u64) -> Result<Vec<Sample>, StoreError>;
     /// Notes an event for people.
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError>;
 }

@@ -17,6 +17,8 @@ use super::{Side, TableError};
 /// Slots in the page: as many as the route table has places.
 pub const SLOTS: usize = PLACES;
 
+/// Where in the header the page's own number stands: random, so that whoever comes back knows whether it counted on or began anew.
+const BORN: usize = LINE;
 /// Where in the header it stands how many lines of the access log were lost; see [`Activity::note_lost_lines`].
 const LOST_LINES: usize = 7 * LINE;
 
@@ -45,7 +47,9 @@ impl Activity {
         let aside = PathBuf::from(aside);
         page::set_aside(path, &aside, &ACTIVITY)?;
         let older = page::set_aside_before(&aside, &ACTIVITY)?;
+        let born = getrandom::u64().map_err(TableError::Random)?;
         let (file, _) = page::open(path, &ACTIVITY, |words| {
+            words[BORN].store(born, Ordering::Relaxed);
             if let Some(older) = &older {
                 succeed(words, older.words());
             }
@@ -95,6 +99,11 @@ impl Activity {
         of(&self.page).saturating_add(older.as_ref().map_or(0, |(page, _)| of(page)))
     }
 
+    /// The page's own number: another page counts from nothing. One that takes over what an older version counted has that one's number.
+    pub fn born(&self) -> u64 {
+        self.page.words()[BORN].load(Ordering::Relaxed)
+    }
+
     /// A proxy could not write so many lines of the access log.
     pub fn note_lost_lines(&self, lines: u64) {
         self.page.words()[LOST_LINES].fetch_add(lines, Ordering::Relaxed);
@@ -121,6 +130,7 @@ impl Activity {
 
 /// Takes over all that an older page says, but not what is in flight there.
 fn succeed(words: &[AtomicU64], older: &[AtomicU64]) {
+    words[BORN].store(older[BORN].load(Ordering::Relaxed), Ordering::Relaxed);
     for (at, (word, old)) in words.iter().zip(older).enumerate().skip(HEADER_WORDS) {
         if at % LINE != IN_FLIGHT {
             word.store(old.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -162,9 +172,10 @@ mod tests {
         let slot = agent.slot(3).unwrap();
         slot.admit(9, 600, 0);
         slot.enter(Side::A);
-        let before = slot.snapshot();
+        let (before, born) = (slot.snapshot(), agent.born());
         drop(agent);
-        assert_eq!(Activity::open(&path).unwrap().slot(3).unwrap().snapshot(), before);
+        let again = Activity::open(&path).unwrap();
+        assert_eq!((again.slot(3).unwrap().snapshot(), again.born()), (before, born));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
     }
 
@@ -177,7 +188,7 @@ mod tests {
         // Grown, never truncated: the old mapping stays good.
         old.file.set_len(1 << 22).unwrap();
         let new = Activity::open(&path).unwrap();
-        assert!(old.is_retired() && !new.is_retired());
+        assert!(old.is_retired() && !new.is_retired() && old.born() != new.born());
         assert_eq!((old.slot(0).unwrap().snapshot().errors, new.slot(0).unwrap().snapshot().errors), (1, 0));
     }
 
@@ -193,6 +204,7 @@ mod tests {
         let agent = Activity::open(&path).unwrap();
         let new = agent.slot(7).unwrap();
         assert!(matches!(new.admit(9, 600, 0), Admission::Refused { .. }), "the rate goes on");
+        assert_eq!(agent.born(), of_old_proxy.born(), "and so do the counts");
         new.enter(Side::B);
         assert_eq!((new.in_flight(), agent.in_flight(7)), (1, 2));
         drop(agent);

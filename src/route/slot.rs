@@ -28,8 +28,10 @@ pub(super) const IN_FLIGHT: usize = 1;
 const LAST: usize = 2;
 /// Word 3: requests.
 const REQUESTS: usize = 3;
-/// Word 4: errors.
+/// Word 4: writes | errors. They share a word, so that a proxy of an earlier version, which counts errors alone, counts right in the same page.
 const ERRORS: usize = 4;
+/// One write, in that word.
+const A_WRITE: u64 = 1 << 32;
 /// Word 5: bytes of request bodies.
 const BYTES_IN: usize = 5;
 /// Word 6: bytes of answer bodies.
@@ -52,6 +54,8 @@ pub struct SlotSnapshot {
     pub requests: u64,
     /// Answers 5xx that the proxy made, and connections to sq that broke.
     pub errors: u64,
+    /// Requests that may write, and that sq answered with success.
+    pub writes: u64,
     /// Bytes of request bodies.
     pub bytes_in: u64,
     /// Bytes of answer bodies.
@@ -159,6 +163,11 @@ impl SlotActivity {
         self.words[ERRORS].fetch_add(1, Relaxed);
     }
 
+    /// A request that may write was answered with success. Beyond 2^32 the count begins anew.
+    pub fn note_write(&self) {
+        self.words[ERRORS].fetch_add(A_WRITE, Relaxed);
+    }
+
     /// Counts bytes of a request body.
     pub fn add_bytes_in(&self, bytes: u64) {
         self.words[BYTES_IN].fetch_add(bytes, Relaxed);
@@ -172,14 +181,15 @@ impl SlotActivity {
     /// All values, for the agent.
     pub fn snapshot(&self) -> SlotSnapshot {
         let words: [u64; 8] = std::array::from_fn(|i| self.words[i].load(Relaxed));
-        let [arrival_ns, flights, last, requests, errors, bytes_in, bytes_out, today] = words;
+        let [arrival_ns, flights, last, requests, writes_errors, bytes_in, bytes_out, today] = words;
         SlotSnapshot {
             arrival_ns,
             in_flight: flight::total(flights),
             last_request: ((last >> 32) as u32).checked_sub(1),
             last_answer: (last as u32).checked_sub(1),
             requests,
-            errors,
+            errors: writes_errors & LOW,
+            writes: writes_errors >> 32,
             bytes_in,
             bytes_out,
             day: (today >> 32) as u32,
@@ -342,6 +352,8 @@ mod tests {
         slot.note_request(4 * SECOND);
         slot.admit_today(20_000, 0);
         slot.note_error();
+        slot.note_write();
+        slot.note_write();
         slot.add_bytes_in(10);
         slot.add_bytes_out(1 << 40);
         slot.enter(Side::B);
@@ -352,6 +364,7 @@ mod tests {
             last_answer: Some(9),
             requests: 3,
             errors: 1,
+            writes: 2,
             bytes_in: 10,
             bytes_out: 1 << 40,
             day: 20_000,

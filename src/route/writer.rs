@@ -7,10 +7,10 @@ use std::path::Path;
 
 use super::atomics::Ordering;
 use super::image::{IdHash, Image};
-use super::layout::{BUFFER_WORDS, GENERATION, HEADER_WORDS, HEARTBEAT, KEY, LINE, PLACES, SEQ, TABLE_WORDS};
+use super::layout::{self, BUFFER_WORDS, GENERATION, HEADER_WORDS, HEARTBEAT, KEY, LINE, PLACES, SEQ, TABLE_WORDS};
 use super::page::{self, Kind, Page};
 use super::protocol::{Shared, Shipped};
-use super::{Row, TableError};
+use super::{Route, Row, TableError};
 
 /// The route table. Version 1 knew neither quotas nor [`Writes`](super::Writes).
 pub(super) const TABLE: Kind = Kind { magic: *b"sqroutes", version: 2, words: TABLE_WORDS, capacity: PLACES, mode: 0o640 };
@@ -68,6 +68,14 @@ impl TableWriter {
                 }
             });
         }))
+    }
+
+    /// What stands in the table of a tenant, also an earlier writer's. `None` where that is nothing, or cannot be read.
+    pub fn lookup(&self, id: &str) -> Option<Route> {
+        let hash = hash_of(&self.page).of(id);
+        let found = |buffer: &[super::atomics::AtomicU64]| layout::route_at(buffer, layout::find_row(buffer, hash)?);
+        // Nobody else writes, so the first try is the last.
+        shared(&self.page).read::<Shipped, _>(1, found)?.1
     }
 
     /// Says that the writer lives. `now_ns`: CLOCK_MONOTONIC, nanoseconds.

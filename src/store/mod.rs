@@ -1,4 +1,4 @@
-//! instances.db: what has to survive the agent. Slots, ports, epochs, running instances, quarantine, events.
+//! instances.db: what has to survive the agent. Slots, ports, epochs, running instances, quarantine, events, usage, samples of the host.
 //!
 //! A cache of facts and never the only copy of a user's data: a corrupt file is moved aside and rebuilt from what runs.
 //! Synchronous SQLite: a start's three writes take some 50 µs, so the loop may call it directly.
@@ -8,10 +8,14 @@ mod events;
 mod lock;
 mod notes;
 mod open;
+mod reader;
 mod requests;
+mod samples;
 mod tenants;
+mod usage;
 
 use std::{
+    cell::Cell,
     io,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -22,7 +26,9 @@ use rusqlite::Connection;
 pub use events::Event;
 pub use lock::{AgentLock, LockError};
 pub use open::Opened;
+pub use reader::Reader;
 pub use tenants::{InstanceRecord, SLOTS, TenantRecord};
+pub use usage::Usage;
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +56,14 @@ pub enum StoreError {
         /// The last layout known here.
         known: i64,
     },
+    /// Written by an earlier sq-agent, and no agent of this version has run on it since.
+    #[error("{} has layout {found} of an earlier version: start this sq-agent once, which brings it up to date", path.display())]
+    TooOld {
+        /// The database.
+        path: PathBuf,
+        /// Its layout.
+        found: i64,
+    },
     /// Every slot of the shared pages belongs to a tenant in use.
     #[error("all {SLOTS} slots are in use; no further tenant fits on this host")]
     NoSlot,
@@ -70,6 +84,9 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Store {
     conn: Connection,
+    path: PathBuf,
+    /// SQLite has said that the file is not what it should be.
+    corrupt: Cell<bool>,
 }
 
 impl Store {
@@ -84,6 +101,22 @@ impl Store {
         let result = work(self)?;
         transaction.commit()?;
         Ok(result)
+    }
+}
+
+impl Store {
+    /// As [`Self::batch`], and remembers where that shows the file to be corrupt.
+    pub(crate) fn watched<T>(&self, work: impl FnOnce(&Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.batch(work).inspect_err(|error| {
+            if matches!(error, StoreError::Sqlite(error) if open::is_corrupt(error)) {
+                self.corrupt.set(true);
+            }
+        })
+    }
+
+    /// Whether the file was found corrupt since it was opened; then [`Self::replace`] it.
+    pub fn is_corrupt(&self) -> bool {
+        self.corrupt.get()
     }
 }
 

@@ -10,6 +10,13 @@ impl Store {
         Ok(self.conn.prepare_cached("SELECT value FROM notes WHERE name = ?1")?.query_row([name], |row| row.get(0)).optional()?)
     }
 
+    /// All of them.
+    pub(super) fn notes(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let mut statement = self.conn.prepare_cached("SELECT name, value FROM notes")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Puts `value` under `name`.
     pub fn set_note(&self, name: &str, value: &str) -> Result<(), StoreError> {
         let upsert = "INSERT INTO notes VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value";

@@ -24,11 +24,11 @@ pub struct Opened {
 }
 
 /// Its name in the state directory.
-const FILE: &str = "instances.db";
+pub(super) const FILE: &str = "instances.db";
 
 /// Each entry takes the layout one version further; PRAGMA user_version counts those applied. Never change one that
 /// was released: add another.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE tenants (
         id         TEXT PRIMARY KEY,
@@ -71,6 +71,59 @@ const MIGRATIONS: [&str; 3] = [
         answer      BLOB                        -- sealed; NULL until there is one
     ) STRICT;
     CREATE INDEX requests_at ON requests (at);
+",
+    "
+    CREATE INDEX events_of ON events (id) WHERE id IS NOT NULL;
+    -- A number a tenant, so that a row of usage is some 35 bytes long.
+    CREATE TABLE usage_tenants (tenant INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE) STRICT;
+    CREATE TABLE usage_seen (               -- counters that begin anew with another page
+        tenant    INTEGER PRIMARY KEY,
+        page      INTEGER NOT NULL,
+        requests  INTEGER NOT NULL,
+        errors    INTEGER NOT NULL,
+        writes    INTEGER NOT NULL,
+        bytes_in  INTEGER NOT NULL,
+        bytes_out INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE usage_days (
+        day         INTEGER NOT NULL,       -- days since 1970, UTC
+        tenant      INTEGER NOT NULL,
+        requests    INTEGER NOT NULL,
+        errors      INTEGER NOT NULL,
+        writes      INTEGER NOT NULL,
+        bytes_in    INTEGER NOT NULL,
+        bytes_out   INTEGER NOT NULL,
+        peak_memory INTEGER NOT NULL,
+        storage     INTEGER NOT NULL,       -- the most of the day
+        PRIMARY KEY (day, tenant)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE usage_months (             -- days that are folded
+        month             INTEGER NOT NULL, -- 12 x year + month - 1
+        tenant            INTEGER NOT NULL,
+        days              INTEGER NOT NULL,
+        requests          INTEGER NOT NULL,
+        errors            INTEGER NOT NULL,
+        writes            INTEGER NOT NULL,
+        bytes_in          INTEGER NOT NULL,
+        bytes_out         INTEGER NOT NULL,
+        peak_memory       INTEGER NOT NULL,
+        storage           INTEGER NOT NULL, -- the most of the month
+        storage_byte_days INTEGER NOT NULL, -- the sum over its days
+        PRIMARY KEY (month, tenant)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE samples (
+        step             INTEGER NOT NULL,  -- seconds
+        at               INTEGER NOT NULL,
+        memory_total     INTEGER NOT NULL,
+        memory_used      INTEGER NOT NULL,
+        disk_total       INTEGER NOT NULL,
+        disk_used        INTEGER NOT NULL,
+        instances        INTEGER NOT NULL,
+        instances_memory INTEGER NOT NULL,
+        requests         INTEGER NOT NULL,
+        errors           INTEGER NOT NULL,
+        PRIMARY KEY (step, at)
+    ) STRICT, WITHOUT ROWID;
 ",
 ];
 
@@ -151,7 +204,27 @@ impl Store {
         Self::open(state_dir)?.store.raise_epoch_floor()
     }
 
-    fn raise_epoch_floor(&self) -> Result<(), StoreError> {
+    pub(super) fn of(conn: Connection, path: PathBuf) -> Self {
+        Self { conn, path, corrupt: false.into() }
+    }
+
+    /// Moves a file that was found corrupt aside and begins an empty one in its place; what notes of it can still be read are taken over. Returns where
+    /// it is now.
+    pub fn replace(&mut self) -> Result<PathBuf, StoreError> {
+        let notes = self.notes().unwrap_or_default();
+        // Closed first: a close removes the journal by its name, which would be that of the new file.
+        drop(std::mem::replace(&mut self.conn, Connection::open_in_memory()?));
+        let aside = move_aside(&self.path)?;
+        let fresh = open_at(&self.path)?;
+        fresh.batch(|store| {
+            store.raise_epoch_floor()?;
+            notes.iter().try_for_each(|(name, value)| store.set_note(name, value))
+        })?;
+        *self = fresh;
+        Ok(aside)
+    }
+
+    pub(super) fn raise_epoch_floor(&self) -> Result<(), StoreError> {
         self.conn.execute(
             "INSERT INTO meta VALUES ('epoch_floor', ?1) ON CONFLICT DO UPDATE SET value = excluded.value",
             [unix_now().cast_signed()],
@@ -175,7 +248,7 @@ fn open_at(path: &Path) -> Result<Store, StoreError> {
         return Err(corrupt(&sound));
     }
     migrate(&conn, path)?;
-    Ok(Store { conn })
+    Ok(Store::of(conn, path.into()))
 }
 
 /// How far the layout is, and what it lacks.
@@ -185,6 +258,14 @@ fn missing(conn: &Connection, path: &Path) -> Result<(i64, &'static [&'static st
     match usize::try_from(found) {
         Ok(done) if found <= known => Ok((found, &MIGRATIONS[done..])),
         _ => Err(StoreError::TooNew { path: path.into(), found, known }),
+    }
+}
+
+/// Whether the layout is the one that this program writes.
+pub(super) fn is_current(conn: &Connection, path: &Path) -> Result<(), StoreError> {
+    match missing(conn, path)? {
+        (_, []) => Ok(()),
+        (found, _) => Err(StoreError::TooOld { path: path.into(), found }),
     }
 }
 
@@ -206,7 +287,7 @@ fn corrupt(text: &str) -> StoreError {
     ))
 }
 
-fn is_corrupt(error: &rusqlite::Error) -> bool {
+pub(super) fn is_corrupt(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
@@ -283,6 +364,36 @@ mod tests {
         bytes[4096..length].fill(0xff);
         fs::write(&path, bytes).unwrap();
         assert!(Store::open(dir.path()).unwrap().corrupt_moved_to.is_some());
+    }
+
+    #[test]
+    fn a_file_that_is_found_corrupt_under_way_is_replaced_and_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = TenantId::parse("a").unwrap();
+        let mut store = Store::open(dir.path()).unwrap().store;
+        let many = |store: &Store| (0..500).try_for_each(|n| store.event(n, Some(&id), "x", &"y".repeat(200)));
+        store.assign_slot(&id).unwrap();
+        store.set_note("programs", "kept").unwrap();
+        store.set_port(&id, 10_001).unwrap();
+        store.batch(many).unwrap();
+        store.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        // The end of the file, where the events are, and nothing of it in memory.
+        let path = dir.path().join("instances.db");
+        let bytes = fs::read(&path).unwrap();
+        let damaged = [&bytes[..bytes.len() - 65_536], vec![0xff; 65_536].as_slice()].concat();
+        fs::write(&path, damaged).unwrap();
+        store.conn.execute_batch("PRAGMA shrink_memory").unwrap();
+        assert!(!store.is_corrupt());
+        assert!(store.watched(|store| store.events(u32::MAX)).is_err());
+        assert!(store.is_corrupt());
+        let records = store.load().unwrap();
+        let aside = store.replace().unwrap();
+        assert!(aside.exists() && !store.is_corrupt());
+        store.put_back(&records).unwrap();
+        assert_eq!(store.load().unwrap(), records);
+        assert_eq!(store.note("programs").unwrap().as_deref(), Some("kept"));
+        assert!(store.next_epoch(&id).unwrap() > 1_000_000, "no epoch comes twice");
+        store.event(1, None, "x", "").unwrap();
     }
 
     #[test]

@@ -80,11 +80,17 @@ impl Store {
         })
     }
 
-    /// No row is ever deleted and a slot only changes hands, so those in use are always 0..n without a gap.
+    /// No row is ever deleted and a slot only changes hands, so those in use are 0..n; gaps are only where records were lost, see
+    /// [`Self::put_back`], and are used last.
     fn free_slot(&self) -> Result<u32, StoreError> {
         let next: u32 = self.conn.prepare_cached("SELECT COALESCE(MAX(slot) + 1, 0) FROM tenants")?.query_row([], |row| row.get(0))?;
         if next < SLOTS {
             return Ok(next);
+        }
+        let gap =
+            "SELECT slot - 1 FROM tenants WHERE slot > 0 AND slot - 1 NOT IN (SELECT slot FROM tenants WHERE slot IS NOT NULL) LIMIT 1";
+        if let Some(gap) = self.conn.prepare_cached(gap)?.query_row([], |row| row.get(0)).optional()? {
+            return Ok(gap);
         }
         let oldest = "SELECT id, slot FROM tenants WHERE removed_at IS NOT NULL AND slot IS NOT NULL ORDER BY removed_at LIMIT 1";
         let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
@@ -92,6 +98,25 @@ impl Store {
         let (loser, slot) = found.ok_or(StoreError::NoSlot)?;
         self.conn.prepare_cached("UPDATE tenants SET slot = NULL WHERE id = ?1")?.execute([loser])?;
         Ok(slot)
+    }
+
+    /// Writes down tenants whose records were lost, as they are known otherwise. One whose slot or port belongs to another by now is left out: it is
+    /// taken in as a new one. What the lost records counted is not known, so later epochs are far above any of it.
+    pub fn put_back(&self, tenants: &[TenantRecord]) -> Result<(), StoreError> {
+        self.batch(|store| {
+            store.raise_epoch_floor()?;
+            for record in tenants {
+                let TenantRecord { id, slot, port, epoch, program, spec, removed_at, instance } = record;
+                let insert =
+                    "INSERT OR IGNORE INTO tenants (id, slot, port, epoch, spec, removed_at, program) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+                let values = params![id.as_str(), slot, port, epoch.cast_signed(), spec, removed_at.map(u64::cast_signed), program];
+                let written = store.conn.prepare_cached(insert)?.execute(values)?;
+                if let Some(instance) = instance.as_ref().filter(|_| written > 0) {
+                    store.record_instance(id, instance)?;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// The number of the tenant's next start, written before it is returned: it is never given twice, whatever dies

@@ -15,5 +15,5 @@ macro_rules! calls {
 calls! {
     Fingerprint, LoadFile, SaveLastGood, RenewSettings, FindProgram, Scan, Adopt, Start, Drain, DrainUnproved, StopStrays, Look, Watch, Survey, Keep, Restore, Signal,
     ProbePort, Ask, Answers, Publish, Heartbeat, ResetSlot, LetGoTenant, ApplyLimits, Jitter,
-    IsInDoubt, LoadRecords, Quarantined, TakeIn, BeginStart, RecordInstance, ClearInstance, SetSpec, LetGo, Programs, KeepPrograms, Alerts, KeepAlerts, SendAlert, Event,
+    IsInDoubt, LoadRecords, Quarantined, TakeIn, BeginStart, RecordInstance, ClearInstance, SetSpec, LetGo, Programs, KeepPrograms, Alerts, KeepAlerts, SendAlert, AddUsage, KeepSample, Event,
 }

@@ -312,7 +312,7 @@ impl Engine {
             state.agent_since = state.now;
             let quarantine = if state.plant == Some(Plant::ReusePort) { Duration::ZERO } else { QUARANTINE };
             let program = (state.until.no_program <= state.now).then(|| binary(&desired.sq));
-            (Start { desired, refused, boot_id: "boot".into(), starts: STARTS, quarantine }, program)
+            (Start { desired, refused, boot_id: "boot".into(), starts: STARTS, quarantine, corrupt_records: None }, program)
         };
         let (state, has_program) = (self.state.clone(), self.state.clone());
         let text = start.desired.hash.clone();

@@ -9,6 +9,10 @@ use sq_agent::{
     certificate::Facts,
     desired::{Acme, Alerts, Desired, Snapshots, SqSource, TenantId},
     gitops,
+    history::{
+        sample::Sample,
+        usage::{Addition, Seen},
+    },
     instance::{
         cgroup::{Applied, CgroupLimits},
         isolation::Isolation,
@@ -24,7 +28,7 @@ use sq_agent::{
         event::{Change, Drain, Event, Unproved},
         world::{Records, Refusal, Start, World},
     },
-    route::{Row, SlotSnapshot, TableError},
+    route::{Route, Row, SlotSnapshot, TableError},
     snapshot::Reason,
     store::{self, InstanceRecord, StoreError, TenantRecord},
 };
@@ -396,8 +400,17 @@ impl World for SimWorld {
         0
     }
 
+    fn published(&self, _id: &TenantId) -> Option<Route> {
+        // No simulated host loses its records.
+        None
+    }
+
     fn activity(&self, _slot: u32) -> Option<SlotSnapshot> {
         None
+    }
+
+    fn activity_born(&self) -> u64 {
+        0
     }
 
     fn requests_on(&self, _slot: u32, _day: u32) -> u32 {
@@ -457,6 +470,18 @@ impl World for SimWorld {
 impl Records for SimRecords {
     fn load(&mut self) -> Result<Vec<TenantRecord>, StoreError> {
         self.call(Call::LoadRecords, false, |state| Ok(state.records.values().cloned().collect()))
+    }
+
+    fn put_back(&mut self, _tenants: &[TenantRecord]) -> Result<(), StoreError> {
+        unreachable!("no simulated host loses its records");
+    }
+
+    fn is_corrupt(&self) -> bool {
+        false
+    }
+
+    fn start_anew(&mut self, _tenants: &[TenantRecord]) -> Result<String, StoreError> {
+        unreachable!("no simulated host loses its records");
     }
 
     fn quarantined(&mut self, now: u64) -> Result<HashMap<u16, u64>, StoreError> {
@@ -605,6 +630,27 @@ impl Records for SimRecords {
             state.alerts = Some(kept.to_owned());
             Ok(())
         })
+    }
+
+    fn usage_seen(&mut self) -> Result<HashMap<TenantId, Seen>, StoreError> {
+        Ok(HashMap::new())
+    }
+
+    fn peaks_since(&mut self, _day: u32) -> Result<HashMap<TenantId, u64>, StoreError> {
+        Ok(HashMap::new())
+    }
+
+    // By the minute also where everything is as desired.
+    fn add_usage(&mut self, _additions: &[Addition]) -> Result<(), StoreError> {
+        self.call(Call::AddUsage, false, |_| Ok(()))
+    }
+
+    fn keep_sample(&mut self, _sample: &Sample) -> Result<(), StoreError> {
+        self.call(Call::KeepSample, false, |_| Ok(()))
+    }
+
+    fn samples(&mut self, _step: u32, _since: u64) -> Result<Vec<Sample>, StoreError> {
+        Ok(Vec::new())
     }
 
     fn event(&mut self, _at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {
