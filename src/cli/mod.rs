@@ -8,10 +8,13 @@ mod backup;
 mod check;
 mod confirm;
 mod doctor;
+mod events;
+mod follow;
 mod gitops;
 mod guard;
 mod import;
 mod launcher;
+mod logs;
 mod plan;
 mod proxy;
 mod purge;
@@ -27,7 +30,9 @@ mod table;
 mod tenants;
 mod token;
 mod upgrade;
+mod usage;
 mod welcome;
+mod why;
 
 use std::{
     path::{Path, PathBuf},
@@ -72,6 +77,14 @@ enum Command {
     Status(status::Args),
     /// Say what this host permits, what is wrong, and what to do
     Doctor(doctor::Args),
+    /// Say why a tenant is as it is, and what to do
+    Why(why::Args),
+    /// Show what happened
+    Events(events::Args),
+    /// Show what a tenant's sq wrote
+    Logs(logs::Args),
+    /// Show what tenants used, by month or day; also as CSV for bills
+    Usage(usage::Args),
     /// Restart a tenant's sq, drained first
     Restart(restart::Args),
     /// Take a backup off this host now, and wait for it
@@ -134,6 +147,10 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Confirm(args) => confirm::run(&args, &load(&find()?)?),
         Command::Status(args) => status::run(&args, &load(&find()?)?),
         Command::Doctor(args) => doctor::run(&args, &find()?),
+        Command::Why(args) => why::run(&args, &load(&find()?)?),
+        Command::Events(args) => events::run(&args, &load(&find()?)?),
+        Command::Logs(args) => logs::run(&args, &load(&find()?)?),
+        Command::Usage(args) => usage::run(&args, &load(&find()?)?),
         Command::Restart(args) => restart::run(&args, &load(&find()?)?),
         Command::Backup(args) => backup::run(&args, &load(&find()?)?),
         Command::Snapshot(args) => snapshot::run(&args, &load(&find()?)?),

@@ -9,7 +9,10 @@ use std::{
 use anyhow::Context as _;
 
 use crate::{
-    admin::client::{self, AskError},
+    admin::{
+        client::{self, AskError},
+        status::{ForecastStatus, Status},
+    },
     desired::{self, Desired},
     observed::{Moment, Observed},
     reconcile::{
@@ -83,14 +86,20 @@ pub(super) fn run(args: &Args, find: impl FnOnce() -> anyhow::Result<PathBuf>) -
     let changes = diff::changes(&wanted, &observed, &actions);
     let held = actions.into_iter().find_map(|action| if let Action::Hold(held) = action { Some(held) } else { None });
     let nothing = changes.is_empty();
+    let forecast = if args.against.is_none() { forecast(&wanted.state_dir) } else { None };
+    let added = changes.iter().filter(|change| change.kind == Kind::Add).count() as u64;
     if args.format == Format::Text && !args.json {
         print(&changes, held.as_ref(), args.against.is_none());
+        if let Some(forecast) = forecast.filter(|_| added > 0) {
+            anstream::println!("{}", forecast.crowded(added).unwrap_or_else(|| forecast.fit_text()));
+        }
     } else {
         let capacity = Capacity {
             memory: args.host_memory.map_or_else(memory, Ok)?,
             disk: args.host_disk.map_or_else(|| disk(&wanted.state_dir), Ok)?,
         };
-        let review = Review::of(&observed, &wanted, changes, held, capacity);
+        let mut review = Review::of(&observed, &wanted, changes, held, capacity);
+        review.warnings.extend(forecast.and_then(|forecast| forecast.crowded(added)));
         match args.format {
             Format::Markdown => anstream::print!("{}", review.markdown()),
             _ => anstream::println!("{}", serde_json::to_string(&review)?),
@@ -132,6 +141,12 @@ fn ask(wanted: &Desired) -> anyhow::Result<Observed> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// What the agent that runs foretells; where none does, nobody knows.
+fn forecast(state_dir: &Path) -> Option<ForecastStatus> {
+    let answer = client::ask(state_dir, "GET", "/status").ok()?;
+    serde_json::from_slice::<Status>(&answer).ok()?.forecast
 }
 
 fn print(changes: &[Change], held: Option<&Held>, live: bool) {

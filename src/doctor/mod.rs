@@ -6,11 +6,13 @@
 
 mod agent;
 mod host;
+mod why;
 
 use serde::{Deserialize, Serialize};
 
 pub use agent::findings as of_agent;
 pub use host::{findings as of_host, isolation as try_isolation};
+pub use why::{Known, Why, why};
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -21,6 +21,7 @@ mod front;
 mod gitops;
 mod gitops_ways;
 mod guard;
+mod history;
 mod isolation;
 mod keys;
 mod kills;
