@@ -23,3 +23,9 @@ pub(super) fn line(text: &str) -> anyhow::Result<bool> {
 pub(super) fn pause() {
     std::thread::sleep(PAUSE);
 }
+
+/// The same, so long.
+#[allow(clippy::disallowed_methods)]
+pub(super) fn pause_for(time: Duration) {
+    std::thread::sleep(time);
+}

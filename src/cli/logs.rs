@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args, desired: &Desired) -> anyhow::Result<ExitCode> {
 }
 
 /// A log that is appended to, and now and then emptied.
-struct Log {
+pub(super) struct Log {
     path: PathBuf,
     file: Option<File>,
     at: u64,
@@ -68,12 +68,12 @@ struct Log {
 }
 
 impl Log {
-    fn new(path: PathBuf) -> Self {
+    pub(super) fn new(path: PathBuf) -> Self {
         Self { path, file: None, at: 0, begun: Vec::new() }
     }
 
     /// The whole lines that came since the last call.
-    fn more(&mut self) -> io::Result<String> {
+    pub(super) fn more(&mut self) -> io::Result<String> {
         let named = open(&self.path)?;
         let same = |one: &File, other: &File| -> io::Result<bool> {
             let (one, other) = (one.metadata()?, other.metadata()?);
@@ -115,7 +115,7 @@ fn read_to(file: &mut File, text: &mut String) -> io::Result<()> {
 }
 
 /// A user's request line may stand in a log: nothing in it may steer the terminal of whoever reads it.
-fn clean(line: &str) -> String {
+pub(super) fn clean(line: &str) -> String {
     line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 

@@ -29,6 +29,7 @@ mod status;
 mod table;
 mod tenants;
 mod token;
+mod top;
 mod upgrade;
 mod usage;
 mod welcome;
@@ -75,6 +76,8 @@ enum Command {
     Confirm(confirm::Args),
     /// Show what runs
     Status(status::Args),
+    /// Everybody on one screen, live; one tenant's log and events on another
+    Top(top::Args),
     /// Say what this host permits, what is wrong, and what to do
     Doctor(doctor::Args),
     /// Say why a tenant is as it is, and what to do
@@ -146,6 +149,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => plan::run(&args, find),
         Command::Confirm(args) => confirm::run(&args, &load(&find()?)?),
         Command::Status(args) => status::run(&args, &load(&find()?)?),
+        Command::Top(args) => top::run(&args, &load(&find()?)?),
         Command::Doctor(args) => doctor::run(&args, &find()?),
         Command::Why(args) => why::run(&args, &load(&find()?)?),
         Command::Events(args) => events::run(&args, &load(&find()?)?),

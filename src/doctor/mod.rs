@@ -11,6 +11,8 @@ mod why;
 use serde::{Deserialize, Serialize};
 
 pub use agent::findings as of_agent;
+#[cfg(test)]
+pub(crate) use agent::tests as fixture;
 pub use host::{findings as of_host, isolation as try_isolation};
 pub use why::{Known, Why, why};
 
