@@ -393,7 +393,6 @@ impl Engine {
         trace!(state, "quiet");
         state.quiet = true;
         let now = state.now;
-        state.quiet = true;
         state.crash = None;
         state.take_out(|next| matches!(next, Next::Step(_)));
         let strangers = state

@@ -214,8 +214,6 @@ pub(crate) struct State {
     pub(crate) quiet: bool,
     /// From here on nothing is to change any more.
     pub(crate) frozen: bool,
-    /// Nothing goes wrong any more.
-    pub(crate) quiet: bool,
     /// The living agent has a program to start.
     pub(crate) has_program: bool,
     /// A write to them broke off, and what it left was not put back.
@@ -294,7 +292,6 @@ impl State {
             changes: 0,
             quiet: false,
             frozen: false,
-            quiet: false,
             has_program: false,
             doubts: BTreeSet::new(),
             hasty: false,
