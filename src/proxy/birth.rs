@@ -1,4 +1,4 @@
-//! The start of a new proxy process, up to the moment when it serves, or its end if it does not within 5 s.
+//! The start of a new proxy process, up to the moment when it serves, or its end if it does not in time.
 
 use std::{
     fs::{self, OpenOptions, Permissions},
@@ -29,8 +29,11 @@ use super::{
 use crate::framed::send;
 use crate::{crash_point, route::Side, telemetry};
 
-/// A proxy serves within 50 ms; one that does not in this time, on a host under whatever load, does not work.
+/// A proxy serves within 50 ms; one that does not in this time most likely does not work.
 const COMES_UP: Duration = Duration::from_secs(5);
+/// Or the host is slow beyond measure, as one may be that starts everything at once: each that came up too late doubles the time of the next one,
+/// up to this.
+const COMES_UP_AT_LAST: Duration = Duration::from_secs(40);
 
 /// A proxy that cannot go on ends within milliseconds.
 const BY_ITSELF: Duration = Duration::from_millis(300);
@@ -46,6 +49,13 @@ pub(super) struct Outfit<'a> {
     pub(super) network: Option<&'a JoinNetwork>,
     /// Settings, and their descriptors.
     pub(super) settings: (ToProxy, Vec<BorrowedFd<'a>>),
+    /// It must serve within this.
+    pub(super) patience: Duration,
+}
+
+/// How long the next proxy has to come up, behind so many that came up too late.
+pub(super) fn patience(late: u32) -> Duration {
+    COMES_UP.saturating_mul(2_u32.saturating_pow(late)).min(COMES_UP_AT_LAST)
 }
 
 /// Starts a proxy on `side`, which nobody may have. It serves when this returns; where this fails, it is gone.
@@ -53,14 +63,14 @@ pub(super) async fn bear(side: Side, outfit: Outfit<'_>) -> Result<Proxy, Superv
     let path = control_path(outfit.state_dir, side);
     let mut child = spawn(&path, &outfit)?;
     crash_point::reached("proxy.spawned");
-    let why = match timeout(COMES_UP, raise(&path, side, &outfit)).await {
+    let why = match timeout(outfit.patience, raise(&path, side, &outfit)).await {
         Ok(Ok(mut proxy)) => {
             (proxy.child, proxy.up) = (Some(child), true);
             crash_point::reached("proxy.serves");
             return Ok(proxy);
         }
         Ok(Err(why)) => Box::new(why),
-        Err(_) => Box::new(SupervisorError::Late(COMES_UP)),
+        Err(_) => Box::new(SupervisorError::Late(outfit.patience)),
     };
     let exit = bury(&mut child).await;
     Err(SupervisorError::Stillborn { exit, log: outfit.state_dir.join("proxy.log"), why })
@@ -132,4 +142,15 @@ fn bind_private(path: &Path) -> Result<UnixListener, SupervisorError> {
     let listener = UnixListener::bind(path).map_err(io_error("listen on", path))?;
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io_error("protect", path))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_that_comes_up_too_late_gives_the_next_one_more_time() {
+        let seconds: Vec<_> = [0, 1, 2, 3, 4, 40].map(|late| patience(late).as_secs()).into();
+        assert_eq!(seconds, [5, 10, 20, 40, 40, 40]);
+    }
 }

@@ -53,6 +53,8 @@ pub(super) struct Keeper {
     serial: u64,
     /// The settings name an address that could not be had.
     listens_in_vain: bool,
+    /// So many new proxies in a row came up too late.
+    late: u32,
     /// What the settings of this serial are.
     sent: Option<Arc<Settings>>,
     /// By side: somebody lives there.
@@ -81,7 +83,20 @@ impl Keeper {
     ) -> Self {
         let (leaving, hurry) = (JoinSet::new(), watch::Sender::new(None));
         let shelf = Shelf::new(config.state_dir.clone(), config.access_log.clone());
-        Self { config, listeners, wanted, serial: 0, listens_in_vain: false, sent: None, taken: [false; 2], leaving, hurry, outcome, shelf }
+        Self {
+            config,
+            listeners,
+            wanted,
+            serial: 0,
+            listens_in_vain: false,
+            late: 0,
+            sent: None,
+            taken: [false; 2],
+            leaving,
+            hurry,
+            outcome,
+            shelf,
+        }
     }
 
     /// Runs until the agent says stop.
@@ -214,18 +229,26 @@ impl Keeper {
         descriptors.extend([self.config.routes.as_fd(), activity.as_fd()]);
         let SupervisorConfig { state_dir, exe, network, .. } = &self.config;
         self.taken[side as usize] = true;
-        match birth::bear(side, Outfit { state_dir, exe, network: network.as_ref(), settings: (settings, descriptors) }).await {
+        match birth::bear(
+            side,
+            Outfit { state_dir, exe, network: network.as_ref(), settings: (settings, descriptors), patience: birth::patience(self.late) },
+        )
+        .await
+        {
             Ok(proxy) => {
+                self.late = 0;
                 self.is_in_force();
                 self.is_up(&proxy, true).await;
                 Ok(proxy)
             }
             Err(error) => {
                 self.free(side);
-                if let SupervisorError::Stillborn { why, .. } = &error
-                    && let SupervisorError::Refused(why) = &**why
-                {
-                    self.tell(ProxyEvent::Refused { why: why.clone() }).await;
+                if let SupervisorError::Stillborn { why, .. } = &error {
+                    match &**why {
+                        SupervisorError::Refused(why) => self.tell(ProxyEvent::Refused { why: why.clone() }).await,
+                        SupervisorError::Late(_) => self.late += 1,
+                        _ => {}
+                    }
                 }
                 Err(error)
             }
