@@ -201,7 +201,8 @@ impl Engine {
                         state.told.insert((id.clone(), *epoch));
                     }
                 }
-                Event::Looked(id, _, Look::Gone | Look::Unproved(_)) => {
+                // Told twice, it says nothing of what was started since.
+                Event::Looked(id, number, Look::Gone | Look::Unproved(_)) if state.looks.insert(*number) => {
                     let gone: Vec<u64> = state.epochs.iter().filter(|(of, _)| of == id).map(|(_, epoch)| *epoch).collect();
                     let live: Vec<u64> = state.procs.values().filter(|proc| proc.id == *id).map(|proc| proc.epoch).collect();
                     state.told.extend(gone.into_iter().filter(|epoch| !live.contains(epoch)).map(|epoch| (id.clone(), epoch)));
@@ -289,6 +290,7 @@ impl Engine {
         state.agent += 1;
         state.asked.clear();
         state.told.clear();
+        state.looks.clear();
         state.starting.clear();
         state.at_files.clear();
         let unkept = state.unkept.take().unwrap_or_default();

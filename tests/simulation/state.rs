@@ -177,6 +177,8 @@ pub(crate) struct State {
     pub(crate) epochs: BTreeSet<(TenantId, u64)>,
     /// Ends (tenant and epoch) that the living agent was told.
     pub(crate) told: BTreeSet<(TenantId, u64)>,
+    /// The looks of which the living agent was told.
+    pub(crate) looks: BTreeSet<u64>,
     /// When an instance last had the port, and whose it was.
     pub(crate) port_used: BTreeMap<u16, (u64, TenantId)>,
     /// Starts that the living agent has begun and not heard the end of.
@@ -268,6 +270,7 @@ impl State {
             next_pid: 100,
             epochs: BTreeSet::new(),
             told: BTreeSet::new(),
+            looks: BTreeSet::new(),
             port_used: BTreeMap::new(),
             starting: BTreeSet::new(),
             last_news: BTreeMap::new(),
