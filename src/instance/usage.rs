@@ -44,6 +44,7 @@ mod tests {
     use std::{
         io::{Read as _, Write as _},
         process::{Command, Stdio},
+        time::{Duration, Instant},
     };
 
     use super::*;
@@ -70,12 +71,20 @@ mod tests {
     #[test]
     fn what_was_measured_holds_while_the_resident_pages_are_the_same() {
         let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        // Once it has echoed, it has loaded all it needs and waits.
+        // Once it has echoed, it has loaded all it needs; soon it waits for more, and nothing of it changes any more.
         cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
         cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        let measured = memory(cat.id(), None);
         let again = |resident| memory(cat.id(), Some(Memory { bytes: 1, resident }));
-        let (same, other) = measured.as_ref().map_or((None, None), |m| (again(m.resident).ok(), again(m.resident + 1).ok()));
+        let started = Instant::now();
+        let (measured, same, other) = loop {
+            let measured = memory(cat.id(), None);
+            let (same, other) = measured.as_ref().map_or((None, None), |m| (again(m.resident).ok(), again(m.resident + 1).ok()));
+            let rests = same.is_some_and(|same| same.bytes == 1) && other == measured.as_ref().ok().copied();
+            if rests || started.elapsed() > Duration::from_secs(10) {
+                break (measured, same, other);
+            }
+            std::thread::yield_now();
+        };
         cat.kill().unwrap();
         cat.wait().unwrap();
         assert_eq!(same.unwrap().bytes, 1);
