@@ -124,8 +124,9 @@ async fn what_happens_is_told_once_with_what_to_do_and_once_when_it_is_over_and_
 
     let happened = Instant::now();
     for crash in 0..5 {
-        let ada =
-            host.within(SOON, "ada runs", |status| tenant(status, "ada").state == "ready" && tenant(status, "ada").restarts >= crash).await;
+        // The last back-off alone is up to 10 s.
+        let runs = |status: &Status| tenant(status, "ada").state == "ready" && tenant(status, "ada").restarts >= crash;
+        let ada = host.within(Duration::from_secs(60), "ada runs", runs).await;
         signal(tenant(&ada, "ada").pid.unwrap(), Signal::KILL);
     }
     let got = receiver.says(&host, Duration::from_secs(60), &["Crash loop of ada: critical"]).await;
