@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     core::Core,
-    world::{Records, World},
+    world::{Memo, Records, World},
 };
 use crate::{
     admin::status::{AlertStatus, AlertsStatus},
@@ -194,7 +194,7 @@ impl<W: World> Core<W> {
             Ok(kept) => kept,
             Err(error) => return tracing::error!(%error, "which alerts are open cannot be written down"),
         };
-        match self.world.records().keep_alerts(&kept) {
+        match self.world.records().keep(Memo::Alerts, &kept) {
             Ok(()) => self.alerting.kept = kept,
             Err(error) => tracing::error!(%error, "which alerts are open cannot be noted"),
         }

@@ -5,7 +5,7 @@ use http::StatusCode;
 use super::{
     core::Core,
     report::json,
-    world::{Records, World},
+    world::{Memo, Records, World},
 };
 use crate::{
     admin::{
@@ -62,7 +62,7 @@ impl<W: World> Core<W> {
         }
         let kept = self.backups.book.kept();
         if kept != self.backups.kept {
-            match self.world.records().keep_backups(&kept) {
+            match self.world.records().keep(Memo::Backups, &kept) {
                 Ok(()) => self.backups.kept = kept,
                 Err(error) => tracing::error!(%error, "how the backups went cannot be noted"),
             }

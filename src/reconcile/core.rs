@@ -31,7 +31,7 @@ use super::{
     room::Room,
     route_book::RouteBook,
     setup::SetupError,
-    world::{Records, World},
+    world::{Memo, Records, World},
 };
 use crate::{
     admin::status::{AdminStatus, ProxyStatus},
@@ -176,17 +176,18 @@ impl<W: World> Core<W> {
             known.port.iter().for_each(|&port| ports.give(port, id));
             routes.touch(id);
         }
-        let kept = world.records().programs()?.map(|kept| serde_json::from_str::<Kept>(&kept)).transpose().unwrap_or_else(|error| {
-            tracing::warn!(%error, "where a roll-out stood cannot be read");
-            None
-        });
+        let kept =
+            world.records().kept(Memo::Programs)?.map(|kept| serde_json::from_str::<Kept>(&kept)).transpose().unwrap_or_else(|error| {
+                tracing::warn!(%error, "where a roll-out stood cannot be read");
+                None
+            });
         let mut programs = Programs::new(start.desired.sq.clone(), kept.unwrap_or_default());
         programs.want(start.desired.sq.clone());
         let proved = programs.proved().identity();
         known.values_mut().filter(|known| known.program.is_empty()).for_each(|known| known.program.clone_from(&proved));
-        let backups = Backups::new(world.records().backups()?, now);
-        let following = Following::new(world.records().gitops()?, now);
-        let alerting = Alerting::new(world.records().alerts()?, alerts::life(&start.boot_id), unix_now, now);
+        let backups = Backups::new(world.records().kept(Memo::Backups)?, now);
+        let following = Following::new(world.records().kept(Memo::GitOps)?, now);
+        let alerting = Alerting::new(world.records().kept(Memo::Alerts)?, alerts::life(&start.boot_id), unix_now, now);
         let mut seen = world.records().usage_seen()?;
         seen.retain(|id, _| known.contains_key(id));
         let history = History::new(seen);

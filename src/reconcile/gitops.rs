@@ -6,7 +6,7 @@ use http::StatusCode;
 use super::{
     core::Core,
     report::json,
-    world::{Records, World},
+    world::{Memo, Records, World},
 };
 use crate::{
     admin::{
@@ -75,7 +75,7 @@ impl<W: World> Core<W> {
     fn keep_following(&mut self) {
         let kept = self.following.book.kept();
         if kept != self.following.kept {
-            match self.world.records().keep_gitops(&kept) {
+            match self.world.records().keep(Memo::GitOps, &kept) {
                 Ok(()) => self.following.kept = kept,
                 Err(error) => tracing::error!(%error, "what is known of the repository cannot be noted"),
             }

@@ -9,7 +9,7 @@ use super::{
     health::Health,
     lifecycle::{self, Reports},
     tasks::Tasks,
-    world::{Handle, Records, Refusal, Start, World},
+    world::{Handle, Memo, Records, Refusal, Start, World},
 };
 use crate::{
     acme,
@@ -577,12 +577,16 @@ impl Records for Store {
         self.watched(|store| store.set_spec(id, spec)).inspect(|()| crash_point::reached("apply.noted"))
     }
 
-    fn programs(&mut self) -> Result<Option<String>, StoreError> {
-        self.watched(|store| store.note("programs"))
+    fn kept(&mut self, memo: Memo) -> Result<Option<String>, StoreError> {
+        self.watched(|store| store.note(memo.name()))
     }
 
-    fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError> {
-        self.watched(|store| store.set_note("programs", kept)).inspect(|()| crash_point::reached("roll_out.kept"))
+    fn keep(&mut self, memo: Memo, value: &str) -> Result<(), StoreError> {
+        self.watched(|store| store.set_note(memo.name(), value)).inspect(|()| match memo {
+            Memo::Programs => crash_point::reached("roll_out.kept"),
+            Memo::Alerts => crash_point::reached("alerts.kept"),
+            Memo::Backups | Memo::GitOps => {}
+        })
     }
 
     fn let_go(&mut self, id: &TenantId, at: u64, until: u64) -> Result<(), StoreError> {
@@ -591,22 +595,6 @@ impl Records for Store {
             store.tombstone(id, at)
         })
         .inspect(|()| crash_point::reached("remove.noted"))
-    }
-
-    fn gitops(&mut self) -> Result<Option<String>, StoreError> {
-        self.watched(|store| store.note("gitops"))
-    }
-
-    fn keep_gitops(&mut self, kept: &str) -> Result<(), StoreError> {
-        self.watched(|store| store.set_note("gitops", kept))
-    }
-
-    fn backups(&mut self) -> Result<Option<String>, StoreError> {
-        self.watched(|store| store.note("backups"))
-    }
-
-    fn keep_backups(&mut self, kept: &str) -> Result<(), StoreError> {
-        self.watched(|store| store.set_note("backups", kept))
     }
 
     fn usage_seen(&mut self) -> Result<HashMap<TenantId, Seen>, StoreError> {
@@ -644,19 +632,11 @@ impl Records for Store {
     }
 
     fn begin_request(&mut self, lookup: &str, fingerprint: &str, now: u64) -> Result<Begun, StoreError> {
-        Self::begin_request(self, lookup, fingerprint, now)
+        self.watched(|store| store.begin_request(lookup, fingerprint, now))
     }
 
     fn end_request(&mut self, lookup: &str, answer: Option<&[u8]>) -> Result<(), StoreError> {
-        Self::end_request(self, lookup, answer)
-    }
-
-    fn alerts(&mut self) -> Result<Option<String>, StoreError> {
-        self.note("alerts")
-    }
-
-    fn keep_alerts(&mut self, kept: &str) -> Result<(), StoreError> {
-        self.set_note("alerts", kept).inspect(|()| crash_point::reached("alerts.kept"))
+        self.watched(|store| store.end_request(lookup, answer))
     }
 
     fn event(&mut self, at: u64, id: Option<&TenantId>, kind: &str, detail: &str) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     core::Core,
     rollout::{self, Step},
-    world::{Records, World},
+    world::{Memo, Records, World},
 };
 use crate::{admin::status::RolloutStatus, desired::TenantId, instance::binary::SqBinary, observed::Moment};
 
@@ -110,7 +110,7 @@ impl<W: World> Core<W> {
 
     pub(super) fn keep_programs(&mut self) {
         let kept = serde_json::to_string(self.programs.kept()).map_err(|error| error.to_string());
-        let kept = kept.and_then(|kept| self.world.records().keep_programs(&kept).map_err(|error| error.to_string()));
+        let kept = kept.and_then(|kept| self.world.records().keep(Memo::Programs, &kept).map_err(|error| error.to_string()));
         if let Err(error) = kept {
             tracing::error!(error, "where the roll-out stands cannot be noted; a restarted agent begins it anew");
         }

@@ -190,6 +190,31 @@ pub trait World {
     fn reset_slot(&mut self, slot: u32);
 }
 
+/// What a part of the loop has to know again after the agent, as one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memo {
+    /// Where the roll-out of programs stands.
+    Programs,
+    /// How the backups off this host went.
+    Backups,
+    /// What is known of the repository that tenants.toml comes from.
+    GitOps,
+    /// Which alerts are open, and what is still to be sent.
+    Alerts,
+}
+
+impl Memo {
+    /// As instances.db has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Programs => "programs",
+            Self::Backups => "backups",
+            Self::GitOps => "gitops",
+            Self::Alerts => "alerts",
+        }
+    }
+}
+
 /// What survives the agent. Each call is kept whole or not at all, whenever the agent dies; times are seconds since 1970.
 pub trait Records {
     /// Everything known of every tenant, ordered by id.
@@ -215,18 +240,10 @@ pub trait Records {
     fn clear_instance(&mut self, id: &TenantId) -> Result<(), StoreError>;
     /// The tenant was removed at `at`; its port is in quarantine until `until`.
     fn let_go(&mut self, id: &TenantId, at: u64, until: u64) -> Result<(), StoreError>;
-    /// What was kept by [`Self::keep_programs`].
-    fn programs(&mut self) -> Result<Option<String>, StoreError>;
-    /// Keeps where the roll-out of programs stands.
-    fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError>;
-    /// What was kept by [`Self::keep_backups`].
-    fn backups(&mut self) -> Result<Option<String>, StoreError>;
-    /// Keeps how the backups off this host went.
-    fn keep_backups(&mut self, kept: &str) -> Result<(), StoreError>;
-    /// What was kept by [`Self::keep_gitops`].
-    fn gitops(&mut self) -> Result<Option<String>, StoreError>;
-    /// Keeps what is known of the repository that tenants.toml comes from.
-    fn keep_gitops(&mut self, kept: &str) -> Result<(), StoreError>;
+    /// What was kept last under `memo`.
+    fn kept(&mut self, memo: Memo) -> Result<Option<String>, StoreError>;
+    /// Keeps `value` for the next agent.
+    fn keep(&mut self, memo: Memo, value: &str) -> Result<(), StoreError>;
     /// The last `limit` events before the number `before`, of this tenant and kind where these are given; the newest first.
     fn events(
         &mut self,
@@ -239,10 +256,6 @@ pub trait Records {
     fn begin_request(&mut self, lookup: &str, fingerprint: &str, now: u64) -> Result<Begun, StoreError>;
     /// It ended, with an answer that is to be kept, or so that it may be made anew.
     fn end_request(&mut self, lookup: &str, answer: Option<&[u8]>) -> Result<(), StoreError>;
-    /// What was kept by [`Self::keep_alerts`].
-    fn alerts(&mut self) -> Result<Option<String>, StoreError>;
-    /// Keeps which alerts are open, and what is still to be sent.
-    fn keep_alerts(&mut self, kept: &str) -> Result<(), StoreError>;
     /// What was seen of everybody's counters when [`Self::add_usage`] was last called.
     fn usage_seen(&mut self) -> Result<HashMap<TenantId, Seen>, StoreError>;
     /// The most memory that each tenant's instance took since `day` (days since 1970).

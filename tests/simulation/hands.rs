@@ -26,7 +26,7 @@ use sq_agent::{
     proxy::front::Source,
     reconcile::{
         event::{Change, Drain, Event, Unproved},
-        world::{Records, Refusal, Start, World},
+        world::{Memo, Records, Refusal, Start, World},
     },
     route::{Route, Row, SlotSnapshot, TableError},
     snapshot::Reason,
@@ -93,6 +93,19 @@ impl SimRecords {
             panic::resume_unwind(Box::new(AgentDied));
         }
         result
+    }
+
+    /// Also where everything is as desired: what happened is over some time later.
+    fn keep_alerts(&mut self, kept: &str) -> Result<(), StoreError> {
+        self.call(Call::KeepAlerts, false, |state| {
+            if state.until.records_fail > state.now && state.rng.one_in(2) {
+                state.unkept.get_or_insert_default();
+                return Err(StoreError::File { what: "writing", path: "instances.db".into(), error: io::ErrorKind::StorageFull.into() });
+            }
+            state.unkept = None;
+            state.alerts = Some(kept.to_owned());
+            Ok(())
+        })
     }
 
     /// A call to instances.db, which may refuse it.
@@ -570,31 +583,23 @@ impl Records for SimRecords {
         })
     }
 
-    fn gitops(&mut self) -> Result<Option<String>, StoreError> {
-        Ok(None)
+    fn kept(&mut self, memo: Memo) -> Result<Option<String>, StoreError> {
+        match memo {
+            Memo::Programs => self.call(Call::Programs, false, |state| Ok(state.programs.clone())),
+            Memo::Alerts => self.call(Call::Alerts, false, |state| Ok(state.alerts.clone())),
+            Memo::Backups | Memo::GitOps => Ok(None),
+        }
     }
 
-    fn keep_gitops(&mut self, _kept: &str) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    fn backups(&mut self) -> Result<Option<String>, StoreError> {
-        Ok(None)
-    }
-
-    fn keep_backups(&mut self, _kept: &str) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    fn programs(&mut self) -> Result<Option<String>, StoreError> {
-        self.call(Call::Programs, false, |state| Ok(state.programs.clone()))
-    }
-
-    fn keep_programs(&mut self, kept: &str) -> Result<(), StoreError> {
-        self.write(Call::KeepPrograms, |state| {
-            state.programs = Some(kept.to_owned());
-            Ok(())
-        })
+    fn keep(&mut self, memo: Memo, value: &str) -> Result<(), StoreError> {
+        match memo {
+            Memo::Programs => self.write(Call::KeepPrograms, |state| {
+                state.programs = Some(value.to_owned());
+                Ok(())
+            }),
+            Memo::Alerts => self.keep_alerts(value),
+            Memo::Backups | Memo::GitOps => Ok(()),
+        }
     }
 
     fn events(
@@ -613,23 +618,6 @@ impl Records for SimRecords {
 
     fn end_request(&mut self, _lookup: &str, _answer: Option<&[u8]>) -> Result<(), StoreError> {
         Ok(())
-    }
-
-    fn alerts(&mut self) -> Result<Option<String>, StoreError> {
-        self.call(Call::Alerts, false, |state| Ok(state.alerts.clone()))
-    }
-
-    fn keep_alerts(&mut self, kept: &str) -> Result<(), StoreError> {
-        // Also where everything is as desired: what happened is over some time later.
-        self.call(Call::KeepAlerts, false, |state| {
-            if state.until.records_fail > state.now && state.rng.one_in(2) {
-                state.unkept.get_or_insert_default();
-                return Err(StoreError::File { what: "writing", path: "instances.db".into(), error: io::ErrorKind::StorageFull.into() });
-            }
-            state.unkept = None;
-            state.alerts = Some(kept.to_owned());
-            Ok(())
-        })
     }
 
     fn usage_seen(&mut self) -> Result<HashMap<TenantId, Seen>, StoreError> {
