@@ -1,6 +1,7 @@
 //! Another program, run to its end: by a deadline, and as long as somebody wants it.
 
 use std::{
+    borrow::Cow,
     ffi::OsString,
     fs::File,
     io::{self, Read as _, Seek as _},
@@ -14,6 +15,11 @@ use rustix::{
     fs::{MemfdFlags, memfd_create},
     process::{Pid, Signal, kill_process},
 };
+
+/// `text` as a shell takes it: one word. Only a NUL cannot be quoted, and neither a path nor an id holds one.
+pub(crate) fn quoted(text: &str) -> String {
+    shlex::try_quote(text).map(Cow::into_owned).unwrap_or_default()
+}
 
 /// Between two looks whether it has ended, at most; the first come sooner, since many a program ends within milliseconds.
 const POLL: Duration = Duration::from_millis(20);

@@ -12,7 +12,7 @@ use toml::{
     value::{Datetime, Offset},
 };
 
-use crate::guard::Durability;
+use crate::{digest::unhex, guard::Durability};
 
 use super::{
     Algorithm, IsolationMode, PortRange, Rate, TenantId,
@@ -415,13 +415,7 @@ fn durability(text: &str) -> Result<Durability, Fault> {
 fn digest(text: &str) -> Result<[u8; 32], Fault> {
     // The text itself stays out of the message: it may be the key where its digest should stand.
     let fault = || "must be the SHA-256 of a key (`sha256:` and 64 hex digits), never the key itself".to_owned();
-    let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.is_ascii()).ok_or_else(fault)?;
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        let nibble = |c: u8| char::from(c).to_digit(16).ok_or_else(fault);
-        *byte = (nibble(pair[0])? * 16 + nibble(pair[1])?) as u8;
-    }
-    Ok(bytes)
+    text.strip_prefix("sha256:").and_then(|hex| unhex(hex.as_bytes())).ok_or_else(fault)
 }
 
 /// Seconds since 1970, rounded up: a token of the second before a fraction was issued before it.

@@ -301,7 +301,7 @@ fn settings(verify: Option<&Path>) -> Vec<(&'static str, String)> {
 
 /// The ssh that git runs, as its shell reads it.
 fn ssh(source: &GitOps, place: &Path) -> String {
-    let quoted = |path: &Path| shlex::try_quote(&path.to_string_lossy()).map(|text| text.into_owned()).unwrap_or_default();
+    let quoted = |path: &Path| child::quoted(&path.to_string_lossy());
     let (hosts, checking) = match &source.known_hosts_file {
         Some(file) => (quoted(file), "yes"),
         None => (quoted(&place.join("known_hosts")), "accept-new"),

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::gateway::{Entry, Gateway};
 use crate::{
+    child,
     desired::{PortRange, TenantId, user_dir},
     digest::sha256,
     proxy::api_key,
@@ -49,9 +50,7 @@ impl Move {
 }
 
 fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    // Only a NUL cannot be quoted, and no path of a file holds one.
-    shlex::try_quote(&text).map_or_else(|_| String::new(), std::borrow::Cow::into_owned)
+    child::quoted(&path.to_string_lossy())
 }
 
 /// What has no place in tenants.toml, or not the same; in the order in which a person wants to read it.

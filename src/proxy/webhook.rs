@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{clock, headers, neighbours::household, problem::Problem, request_id::RequestId, upload};
 use crate::{
-    digest::sha256,
+    digest::{sha256, unhex},
     route::{Admission, decide},
     secret::Secret,
 };
@@ -85,19 +85,6 @@ fn claim(headers: &HeaderMap) -> Option<Claim> {
         return unhex(only(name)?).map(Claim::Signature);
     }
     only("x-gitlab-token").map(|token| Claim::Token(sha256(token)))
-}
-
-/// 64 hex digits.
-fn unhex(text: &[u8]) -> Option<[u8; 32]> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let mut bytes = [0; 32];
-    if text.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
 }
 
 /// Why a webhook is not taken.

@@ -12,6 +12,7 @@ use crate::{
     admin::status::{AlertStatus, AlertsStatus},
     alerts::{Book, Channel, Condition, Facts, Key, Kind, Life, Outbox, Outcome, Share, Tried},
     certificate::Urgency,
+    child::quoted,
     desired::TenantId,
     gitops,
     instance::storage::DiskSpace,
@@ -424,11 +425,6 @@ impl<W: World> Core<W> {
 
 fn tail(log: &str) -> String {
     format!("tail -n 50 {}", quoted(log))
-}
-
-/// As a shell takes it.
-fn quoted(text: &str) -> String {
-    shlex::try_quote(text).map_or_else(|_| text.to_owned(), Into::into)
 }
 
 /// Used by [`Core::new`].

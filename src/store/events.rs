@@ -88,17 +88,10 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn empty() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap().store;
-        (dir, store)
-    }
-
-    fn id(text: &str) -> TenantId {
-        TenantId::parse(text).unwrap()
-    }
+    use super::{
+        super::testing::{empty, id},
+        *,
+    };
 
     #[test]
     fn the_newest_events_come_first_and_the_oldest_go_where_too_many_come() {

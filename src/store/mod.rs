@@ -102,9 +102,7 @@ impl Store {
         transaction.commit()?;
         Ok(result)
     }
-}
 
-impl Store {
     /// As [`Self::batch`], and remembers where that shows the file to be corrupt.
     pub(crate) fn watched<T>(&self, work: impl FnOnce(&Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.batch(work).inspect_err(|error| {
@@ -128,4 +126,21 @@ pub fn unix_now() -> u64 {
 /// Such a time for people, as RFC 3339 has it, in UTC.
 pub fn rfc3339(at: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at)).to_string()
+}
+
+/// What the tests of all parts begin with.
+#[cfg(test)]
+mod testing {
+    use super::Store;
+    use crate::desired::TenantId;
+
+    pub(super) fn empty() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap().store;
+        (dir, store)
+    }
+
+    pub(super) fn id(text: &str) -> TenantId {
+        TenantId::parse(text).unwrap()
+    }
 }

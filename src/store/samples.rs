@@ -73,19 +73,13 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Sample> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::testing::empty, *};
 
     /// The begin of a quarter.
     const START: u64 = 2_000_000 * 900;
 
     fn sample(at: u64, used: u64) -> Sample {
         Sample { at, memory_total: 100, memory_used: used, requests: 2, ..Sample::default() }
-    }
-
-    fn empty() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap().store;
-        (dir, store)
     }
 
     #[test]

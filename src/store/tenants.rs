@@ -259,17 +259,10 @@ fn read_tenant(row: &Row<'_>) -> rusqlite::Result<TenantRecord> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn id(text: &str) -> TenantId {
-        TenantId::parse(text).unwrap()
-    }
-
-    fn empty() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap().store;
-        (dir, store)
-    }
+    use super::{
+        super::testing::{empty, id},
+        *,
+    };
 
     fn instance(epoch: u64) -> InstanceRecord {
         let boot_id = "b7a1c5c0-0000-0000-0000-000000000000".into();

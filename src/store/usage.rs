@@ -228,17 +228,10 @@ fn columns(counts: &Counts) -> [i64; 5] {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn empty() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap().store;
-        (dir, store)
-    }
-
-    fn id(text: &str) -> TenantId {
-        TenantId::parse(text).unwrap()
-    }
+    use super::{
+        super::testing::{empty, id},
+        *,
+    };
 
     fn addition(who: &str, day: u32, n: u64) -> Addition {
         let more = Counts { requests: n, errors: 1, writes: 2, bytes_in: 3 * n, bytes_out: 4 * n };

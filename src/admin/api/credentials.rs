@@ -1,7 +1,5 @@
 //! What lets a tenant's user in: tokens and API keys. A key or a token stands in one answer and nowhere else.
 
-use std::time::{Duration, SystemTime};
-
 use axum::{
     Extension,
     extract::{Path, State},
@@ -27,7 +25,7 @@ use crate::{
         api_key::{ApiKey, digest_text},
         credentials::{self, CredentialsError},
     },
-    store::unix_now,
+    store::{rfc3339, unix_now},
 };
 
 /// How long a token holds where nothing is said, seconds.
@@ -106,7 +104,7 @@ pub(super) async fn mint(
         Err(error @ CredentialsError::Token(_)) => return Err(Problem::conflict(error.to_string())),
         Err(error) => return Err(Problem::internal(error.to_string())),
     };
-    let expires_at = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(issued + ttl_seconds)).to_string();
+    let expires_at = rfc3339(issued + ttl_seconds);
     Ok((StatusCode::CREATED, json(&Token { token, sub: id.to_string(), expires_at })).into_response())
 }
 
