@@ -240,4 +240,20 @@ mod tests {
         upstream.write_all(b"late").await.unwrap();
         accepting.abort();
     }
+
+    #[tokio::test]
+    async fn a_connection_ends_by_a_reset_where_all_is_read_and_in_order_elsewhere() {
+        let (listener, port) = listener();
+        let (ended, _) = Upstream::connect_with(port, b"x", false).await.unwrap();
+        let (dropped, _) = Upstream::connect_with(port, b"x", false).await.unwrap();
+        let (mut first, _) = listener.accept().unwrap();
+        let (mut second, _) = listener.accept().unwrap();
+        for stream in [&mut first, &mut second] {
+            stream.read_exact(&mut [0]).unwrap();
+        }
+        ended.end();
+        assert_eq!(first.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        drop(dropped);
+        assert_eq!(second.read(&mut [0]).unwrap(), 0);
+    }
 }
