@@ -236,13 +236,26 @@ impl Host {
 
     /// Whether every tenant, and no other, is as wanted.
     pub fn as_wanted(&self, status: &Status) -> bool {
-        let tenant = |(is, (id, wanted)): (&TenantStatus, (&String, &wanted::WantedTenant))| {
-            let state = if wanted.suspended { "suspended" } else { "ready" };
-            is.id == *id && is.tier == wanted.tier && is.state == state && is.pid.is_some() != wanted.suspended
-        };
         status.proxy.pid.is_some()
             && status.tenants.len() == self.wanted.tenants.len()
-            && status.tenants.iter().zip(&self.wanted.tenants).all(tenant)
+            && status.tenants.iter().all(|tenant| self.is_as_wanted(tenant))
+    }
+
+    fn is_as_wanted(&self, is: &TenantStatus) -> bool {
+        self.wanted.tenants.get(&is.id).is_some_and(|wanted| {
+            let state = if wanted.suspended { "suspended" } else { "ready" };
+            is.tier == wanted.tier && is.state == state && is.pid.is_some() != wanted.suspended
+        })
+    }
+
+    /// What is not as wanted, first of all that there is to know.
+    fn amiss(&self) -> String {
+        let Some(status) = self.status() else { return "no agent answers\n".into() };
+        let tenants = status.tenants.iter().filter(|tenant| !self.is_as_wanted(tenant));
+        let tenants: Vec<_> = tenants.map(|tenant| format!("{tenant:?}\n{}", self.cli(&["events", &tenant.id]).out)).collect();
+        let hash = desired::hash(&self.wanted.text());
+        let file = format!("in force {}, wanted {hash}", status.agent.desired_hash);
+        format!("{file}, proxy {:?}, {} tenants, not as wanted:\n{}\n", status.proxy.pid, status.tenants.len(), tenants.join("\n"))
     }
 
     /// What there is to know when something went wrong.
@@ -255,7 +268,8 @@ impl Host {
         };
         let status = self.cli(&["status"]);
         let logs = [self.agent_log(), self.state_dir().join("proxy.log"), self.state_dir().join("access.log")].map(tail);
-        format!("--- tenants.toml wants {:#?}\n--- status\n{}{}{}", self.wanted.tenants, status.err, status.out, logs.concat())
+        let wants = &self.wanted.tenants;
+        format!("{}--- tenants.toml wants {wants:?}\n--- status\n{}{}{}", self.amiss(), status.err, status.out, logs.concat())
     }
 
     /// What really runs for tenants.

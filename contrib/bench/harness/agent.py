@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from . import jwt
@@ -48,13 +48,13 @@ def free_port():
 class Agent:
     """`sq-agent run` in `directory`, serving `ids` on `self.port`; `unserved` are tenants that are never ready."""
 
-    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto", keys=None, more="", unserved=()):
+    def __init__(self, program, sq, directory, ids, *, cpu=None, isolation="auto", keys=None, more="", unserved=(), name="bench", ports=PORTS):
         self.directory = directory
         self.file = directory / "tenants.toml"
         self.state = directory / "state"
         self.secret = os.urandom(24).hex()
         self.port = free_port()
-        self.name = f"bench-{os.getpid()}"
+        self.name, self.ports = f"{name}-{os.getpid()}", ports
         self.isolation = isolation
         # Further keys of some tenants, and further tables, as tenants.toml writes them.
         self.keys = keys or {}
@@ -94,7 +94,7 @@ class Agent:
         text = f"""[agent]
 state_dir = "state"
 name = "{self.name}"
-ports = "{PORTS}"
+ports = "{self.ports}"
 isolation = "{self.isolation}"
 [sq]
 binary = "{self.sq}"
@@ -187,6 +187,20 @@ concurrency = 64
             time.sleep(0.05)
         for page in Path("/dev/shm").glob(f"sq-agent-{self.name}-*"):
             page.unlink(missing_ok=True)
+
+
+@contextmanager
+def beside(program, sq, directory, ids, **more):
+    """Two agents with the same tenants, all ready: one under test, and one for work that is to be elsewhere on this machine."""
+    with ExitStack() as started:
+        agents = []
+        for name, ports in (("bench", "20001-25499"), ("elsewhere", "25500-30999")):
+            (directory / name).mkdir()
+            agents.append(Agent(program, sq, directory / name, ids, name=name, ports=ports, **more))
+            started.callback(agents[-1].stop)
+        for agent in agents:
+            agent.wait_ready()
+        yield agents
 
 
 def leftovers(state):
