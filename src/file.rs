@@ -3,8 +3,8 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    io::{self, Seek as _, Write as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -141,26 +141,30 @@ const BUFFER: usize = 256 * 1024;
 
 /// [`copy`] of a file that was written just now.
 pub(crate) fn copy_fresh(from: &mut File, to: &mut File) -> io::Result<()> {
-    if from.metadata()?.len() < SHARED_FROM && may_share(from)? { copy_bytes(from, to) } else { copy(from, to).map(drop) }
+    let length = from.metadata()?.len();
+    // What fits the buffer is there in two calls, where sharing or copying in the kernel takes ten to find out how.
+    if length < BUFFER as u64 || (length < SHARED_FROM && may_share(from)?) { copy_bytes(from, to) } else { copy(from, to).map(drop) }
 }
 
 /// Makes `to` the same as `from`, byte for byte, in memory.
 fn copy_bytes(from: &mut File, to: &mut File) -> io::Result<()> {
-    from.rewind()?;
-    to.rewind()?;
+    let expected = from.metadata()?.len();
     // One more than there should be, so that one read finds the end.
-    let mut buffer = vec![0; usize::try_from(from.metadata()?.len()).map_or(BUFFER, |length| (length + 1).min(BUFFER))];
+    let mut buffer = vec![0; usize::try_from(expected).map_or(BUFFER, |length| (length + 1).min(BUFFER))];
     let mut length = 0;
     loop {
-        let read = match from.read(&mut buffer) {
-            Ok(0) => return to.set_len(length),
+        let read = match from.read_at(&mut buffer, length) {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        to.write_all(&buffer[..read])?;
+        to.write_all_at(&buffer[..read], length)?;
         length += read as u64;
+        if read == 0 || (read < buffer.len() && length == expected) {
+            break;
+        }
     }
+    if to.metadata()?.len() > length { to.set_len(length) } else { Ok(()) }
 }
 
 /// Says of `name` that it was modified at this time, seconds and nanoseconds since 1970.

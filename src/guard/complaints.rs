@@ -6,6 +6,8 @@ use std::{
     os::unix::fs::MetadataExt,
 };
 
+use rustix::fs::Stat;
+
 use super::directory::Directory;
 
 /// What such lines hold, with the path of the phext behind it (sq 0.6.0, main.rs).
@@ -19,6 +21,13 @@ pub(super) struct Mark {
     offset: u64,
 }
 
+impl From<&Stat> for Mark {
+    #[allow(clippy::cast_sign_loss, reason = "no file is shorter than nothing")]
+    fn from(found: &Stat) -> Self {
+        Self { inode: found.st_ino, offset: found.st_size as u64 }
+    }
+}
+
 /// What stands in a log beyond a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Since {
@@ -29,6 +38,11 @@ pub(super) struct Since {
 
 /// Reads on from `mark`. Without one, or where the log is another one by now, nothing is known of what it said before: that counts as a complaint.
 pub(super) fn since(directory: &Directory, mark: Option<Mark>, file: &str) -> io::Result<Since> {
+    if let Some(mark) = mark
+        && directory.stat_log()?.is_some_and(|found| Mark::from(&found) == mark)
+    {
+        return Ok(Since { mark: Some(mark), complains: false });
+    }
     let Some(mut log) = directory.open_log()? else { return Ok(Since { mark: None, complains: true }) };
     let found = log.metadata()?;
     let now = Mark { inode: found.ino(), offset: found.len() };

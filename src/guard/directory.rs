@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid},
+    fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Uid},
     io::Errno,
 };
 
@@ -83,6 +83,11 @@ impl Directory {
     /// sq's log, where there is one.
     pub(super) fn open_log(&self) -> io::Result<Option<File>> {
         open_if_there(&self.user, crate::instance::spawn::LOG_FILE)
+    }
+
+    /// How it stands, where there is one.
+    pub(super) fn stat_log(&self) -> io::Result<Option<Stat>> {
+        file::stat(&self.user, crate::instance::spawn::LOG_FILE)
     }
 
     pub(super) fn open_lane(&self, name: &str) -> io::Result<OwnedFd> {

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::fd::OwnedFd;
@@ -15,6 +15,7 @@ use super::{
     group_sync::GroupSync,
     lane::Lane,
     target::{Call, Target},
+    turn::{Turn, Turns},
     wire::{Refusal, Sent, ToGuard, ToProxy, Verdict, Write},
     write::{self, Durability, Files, Marker},
 };
@@ -41,6 +42,8 @@ struct Memory {
     log: Option<(u64, Mark)>,
     /// Its directories, opened for that start.
     directory: Option<(u64, Arc<Directory>)>,
+    /// Whose turn it is.
+    turns: Arc<Turns>,
 }
 
 impl Memory {
@@ -74,7 +77,9 @@ impl Memory {
 
 /// A write between its begin and its end.
 struct Open {
-    lane: Lane,
+    _lane: Lane,
+    /// Let go after the lane.
+    _turn: Turn,
     directory: Arc<Directory>,
     id: TenantId,
     phext: String,
@@ -146,8 +151,13 @@ impl Keeper {
         let files = |error: FileError| Refusal::Files(error.to_string());
         let io = |what: &'static str| move |error: io::Error| Refusal::Files(format!("{what}: {error}"));
         let memory = self.memory(&write.id);
+        let turns = Arc::clone(&lock(&memory).turns);
+        let deadline = Instant::now() + PATIENCE;
+        let turn = turns.take(PATIENCE).ok_or(Refusal::Busy)?;
         let directory = lock(&memory).directory(&self.users, &write.id, write.epoch).map_err(files)?;
-        let lane = Lane::take(&directory, PATIENCE).map_err(io("taking the lane"))?.ok_or(Refusal::Busy)?;
+        let lane = Lane::take(&directory, deadline.saturating_duration_since(Instant::now()))
+            .map_err(io("taking the lane"))?
+            .ok_or(Refusal::Busy)?;
         if directory.is_marked().map_err(io("looking for a marker"))? {
             return Err(Refusal::InDoubt);
         }
@@ -184,7 +194,7 @@ impl Keeper {
             }
         };
         let (id, phext, call, durability, may_grow) = (write.id, target.phext, write.call, write.durability, write.may_grow);
-        let open = Open { lane, directory, id, phext, call, durability, may_grow, marker, modified, log: log.mark };
+        let open = Open { _lane: lane, _turn: turn, directory, id, phext, call, durability, may_grow, marker, modified, log: log.mark };
         lock(&self.open).insert(ticket, open);
         Ok(log.complains)
     }
@@ -274,7 +284,6 @@ impl Keeper {
         if settled {
             self.remember(&open, None);
         }
-        drop(open.lane);
         settled
     }
 
@@ -286,7 +295,6 @@ impl Keeper {
         // Without room for it the next write makes it, or is refused.
         let copied = renewed.and(synced).ok().and_then(|()| guarded.copied());
         self.remember(&open, copied);
-        drop(open.lane);
     }
 
     fn remember(&self, open: &Open, copied: Option<Version>) {

@@ -16,6 +16,7 @@ mod lane;
 pub mod process;
 mod sandbox;
 mod target;
+mod turn;
 pub(crate) mod wire;
 pub mod write;
 
