@@ -1,5 +1,5 @@
 //! The agent's doors: HTTP on `<state_dir>/run/agent.sock`, for the commands of this program and for the admin API, and on the TCP address of
-//! `[admin]` for the admin API alone.
+//! `[admin]` for the admin API and the page.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -10,6 +10,8 @@ pub mod page;
 pub mod question;
 pub mod server;
 pub mod settings;
+pub mod sight;
+mod site;
 pub mod status;
 
 use std::{
@@ -29,6 +31,7 @@ use self::{
     question::Desk,
     server::Socket,
     settings::Settings,
+    site::Site,
     status::AdminStatus,
 };
 use crate::{desired::Desired, edit::Editor, secret::Secret};
@@ -73,7 +76,7 @@ impl Doors {
         let stage = watch::Sender::new(Stage::Here);
         let api = Api::new(ApiParts { desk: desk.clone(), settings: settings.clone(), editor, in_force, secret, stage: stage.subscribe() });
         let socket = Socket::serve(socket, commands::router(desk).merge(api.router()));
-        Self { socket, tcp: Door::open(settings, api.router(), kept, news), api, stage }
+        Self { socket, tcp: Door::open(settings, Site::new(api.clone()).beside(api.router()), kept, news), api, stage }
     }
 
     /// Takes nothing more on either, sees the last answers on TCP out, and changes nothing any more. Returns the socket, on which somebody may still wait, and the TCP listener,

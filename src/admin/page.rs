@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::status::TenantStatus;
-use crate::desired::TenantId;
+use crate::{desired::TenantId, route::RouteState};
 
 /// The state of a tenant's instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -22,6 +22,19 @@ pub enum StateWord {
     Suspended,
     /// It died and waits for its next try; requests wait.
     Crashed,
+}
+
+impl From<RouteState> for StateWord {
+    fn from(state: RouteState) -> Self {
+        match state {
+            RouteState::Starting => Self::Starting,
+            RouteState::Ready => Self::Ready,
+            RouteState::Draining => Self::Draining,
+            RouteState::Stopped => Self::Stopped,
+            RouteState::Suspended => Self::Suspended,
+            RouteState::Crashed => Self::Crashed,
+        }
+    }
 }
 
 impl StateWord {

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     page::{EventsWish, TenantsWish},
+    sight::Look,
     status::RestoreRequest,
 };
 use crate::{desired::TenantId, edit::Change};
@@ -120,6 +121,8 @@ pub type UpgradeAsked = (PathBuf, oneshot::Sender<Answer>);
 pub struct Desk {
     /// To the loop.
     pub questions: mpsc::Sender<Asked>,
+    /// To the loop, from the page.
+    pub looks: mpsc::Sender<Look>,
     /// To whoever runs the loop.
     pub upgrades: mpsc::Sender<UpgradeAsked>,
 }
@@ -131,6 +134,13 @@ impl Desk {
     /// What it says against it; 503 where it ends.
     pub async fn ask(&self, question: Question) -> Answer {
         ask(&self.questions, question).await
+    }
+
+    /// Looks at what the loop has; none where it ends.
+    pub async fn look<T>(&self, at: impl FnOnce(oneshot::Sender<T>) -> Look) -> Option<T> {
+        let (sender, receiver) = oneshot::channel();
+        self.looks.send(at(sender)).await.ok()?;
+        receiver.await.ok()
     }
 
     /// Asks for an upgrade to the program at `exe`.

@@ -189,9 +189,10 @@ impl Term {
         .await?;
         agent.listens_on(&supervisor.addresses());
         let (questions, asked) = mpsc::channel(16);
+        let (look, looks) = mpsc::channel(4);
         let (ask_upgrade, upgrades) = mpsc::channel(1);
         let listener = admin::server::bind(&admin::socket(&desired.state_dir)).context("binding the agent's socket")?;
-        let desk = Desk { questions: questions.clone(), upgrades: ask_upgrade };
+        let desk = Desk { questions: questions.clone(), looks: look, upgrades: ask_upgrade };
         let (admin_news, admin) = mpsc::channel(4);
         let editor = Editor::start(EditorParts {
             file: file.clone(),
@@ -212,7 +213,7 @@ impl Term {
         });
         let (to_loop, loop_signals) = mpsc::channel(4);
         let settled = agent.settled();
-        let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, admin, questions: asked, signals: loop_signals }));
+        let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, admin, questions: asked, looks, signals: loop_signals }));
         Ok(Self { file, to_loop, running, settled, supervisor, doors, questions, upgrades, launcher, pages, successor: None })
     }
 

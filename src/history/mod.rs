@@ -5,5 +5,6 @@
 
 pub mod forecast;
 pub mod month;
+pub mod ring;
 pub mod sample;
 pub mod usage;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -48,11 +48,13 @@ pub fn rotate_if_needed(path: &Path, limit: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The last `count` lines, for a message: at most 16 KiB back, control characters replaced. Empty where there is no log.
+/// The last `count` lines, for a message: at most 16 KiB back, control characters replaced. Empty where there is no log; nothing is opened that a
+/// link of a tenant's sq names.
 pub fn tail(path: &Path, count: usize) -> Vec<String> {
     const REACH: u64 = 16 * 1024;
     let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
         let length = file.seek(SeekFrom::End(0))?;
         file.seek(SeekFrom::Start(length.saturating_sub(REACH)))?;
         let mut bytes = Vec::new();
@@ -109,6 +111,7 @@ mod tests {
         std::os::unix::fs::symlink(&target, &link).unwrap();
         assert!(!rotate_if_needed(&link, 1).unwrap());
         assert_eq!(fs::read(&target).unwrap(), b"precious");
+        assert_eq!((tail(&target, 1), tail(&link, 1)), (vec!["precious".to_owned()], vec![]));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{core::Core, event::Event, host::Host};
 use crate::{
     admin::{
         question::{Answer, Asked, Reply},
+        sight::Look,
         status::AdminStatus,
     },
     desired::Desired,
@@ -43,6 +44,8 @@ pub struct Inputs {
     pub admin: mpsc::Receiver<AdminStatus>,
     /// From the agent's socket.
     pub questions: mpsc::Receiver<Asked>,
+    /// From the page.
+    pub looks: mpsc::Receiver<Look>,
     /// SIGHUP, and the end.
     pub signals: mpsc::Receiver<Signal>,
 }
@@ -101,6 +104,7 @@ impl Agent {
                         Reply::Later(number) => _ = waiting.insert(number, answer),
                     }
                 }
+                Some(look) = inputs.looks.recv() => self.core.show(look, Moment::now()),
                 Some(signal) = inputs.signals.recv() => match signal {
                     Signal::Reload => self.core.reload(Moment::now()),
                     Signal::Stop => self.core.stop(Moment::now()),

@@ -6,13 +6,16 @@ use http::StatusCode;
 
 use super::{
     core::Core,
-    report::{json, state_word, unknown},
+    report::{json, unknown},
     rows,
     world::{Records, World},
 };
 use crate::{
     admin::{
-        page::{EventOut, EventsPage, EventsWish, HealthResult, HealthResults, HealthWord, TenantsPage, TenantsWish, Usage, UsagePage},
+        page::{
+            EventOut, EventsPage, EventsWish, HealthResult, HealthResults, HealthWord, StateWord, TenantsPage, TenantsWish, Usage,
+            UsagePage,
+        },
         question::{Answer, RequestName},
         status::AdminStatus,
     },
@@ -91,7 +94,7 @@ impl<W: World> Core<W> {
     /// How many tenants are wished for, those of the page, and the cursor of the next one.
     fn page(&self, wish: &TenantsWish, now: Moment) -> (usize, Vec<(&TenantId, &Known)>, Option<String>) {
         let matches = |(id, known): &(&TenantId, &Known)| {
-            wish.state.is_none_or(|state| state_word(rows::route_state(known, now)) == state.text())
+            wish.state.is_none_or(|state| StateWord::from(rows::route_state(known, now)) == state)
                 && wish.tier.as_ref().is_none_or(|tier| known.spec.tier == *tier)
                 && wish.q.as_ref().is_none_or(|part| id.as_str().contains(part.as_str()))
         };
@@ -102,7 +105,7 @@ impl<W: World> Core<W> {
         (all.len(), all.get(from..to).unwrap_or_default().to_vec(), next)
     }
 
-    fn usage(&self, id: &TenantId, known: &Known, now: Moment) -> Usage {
+    pub(super) fn usage(&self, id: &TenantId, known: &Known, now: Moment) -> Usage {
         let unix_now = self.world.unix_now();
         let counted = self.world.activity(known.slot);
         let count = |of: fn(&SlotSnapshot) -> u64| counted.as_ref().map_or(0, of);

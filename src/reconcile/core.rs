@@ -63,6 +63,8 @@ pub struct Core<W: World> {
     /// As it was when the agent started, for what cannot change while it runs.
     pub(super) started_with: Arc<Desired>,
     pub(super) started: Moment,
+    /// The same by the wall clock, seconds since 1970.
+    pub(super) started_at: u64,
     pub(super) intake: Intake,
     pub(super) observed: Observed,
     /// The live process of each tenant that has one.
@@ -197,6 +199,7 @@ impl<W: World> Core<W> {
             intake: Intake::new(fingerprint, start.refused, now),
             started_with: start.desired.clone(),
             started: now,
+            started_at: unix_now,
             observed: Observed { known, ..Observed::default() },
             desired: start.desired,
             processes: BTreeMap::new(),

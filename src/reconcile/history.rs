@@ -14,7 +14,8 @@ use crate::{
     desired::TenantId,
     history::{
         forecast::{self, LOOK_BACK, Measured, Outlook},
-        sample::{COARSE, FINE, Sample},
+        ring::{Point, Ring},
+        sample::{COARSE, CpuTicks, FINE, Sample},
         usage::{Addition, Book, Counts, Seen},
     },
     route,
@@ -35,6 +36,10 @@ pub(super) struct History {
     /// The most memory that each instance took in the last days, and the day on which that was asked for.
     peaks: HashMap<TenantId, u64>,
     peaks_of: u32,
+    /// The last day of each tenant, by the quarter of an hour.
+    rings: HashMap<TenantId, Ring>,
+    /// What the processors had done at the last sample.
+    cpu: Option<CpuTicks>,
     /// How the host stood last.
     latest: Sample,
     /// What came since.
@@ -53,6 +58,8 @@ impl History {
             part: 0,
             peaks: HashMap::new(),
             peaks_of: 0,
+            rings: HashMap::new(),
+            cpu: None,
             latest: Sample::default(),
             since: Counts::default(),
             memory: nothing_yet,
@@ -66,6 +73,16 @@ impl History {
     /// The records were lost: what was seen has to stand in them again.
     pub(super) fn write_anew(&mut self) {
         self.book.write_anew();
+    }
+
+    /// The last day of `id`, by the quarter of an hour; as far back as this agent knows.
+    pub(super) fn points(&self, id: &TenantId, unix_now: u64) -> Vec<Point> {
+        self.rings.get(id).map(|ring| ring.points(unix_now)).unwrap_or_default()
+    }
+
+    /// What the host has, as of the last sample: memory and disk, bytes.
+    pub(super) fn host(&self) -> (u64, u64) {
+        (self.latest.memory_total, self.latest.disk_total)
     }
 }
 
@@ -100,13 +117,16 @@ impl<W: World> Core<W> {
         self.write_usage(addition.into_iter().collect());
         self.history.book.forget(id);
         self.history.peaks.remove(id);
+        self.history.rings.remove(id);
     }
 
     /// Instances were measured.
     pub(super) fn note_peaks(&mut self) {
-        let History { book, peaks, .. } = &mut self.history;
+        let unix_now = self.world.unix_now();
+        let History { book, peaks, rings, .. } = &mut self.history;
         for (id, memory) in &self.memory {
             book.note_memory(id, memory.bytes);
+            rings.entry(id.clone()).or_insert_with(|| Ring::new(unix_now)).note_memory(unix_now, memory.bytes);
             match peaks.get_mut(id) {
                 Some(peak) => *peak = memory.bytes.max(*peak),
                 None => _ = peaks.insert(id.clone(), memory.bytes),
@@ -140,7 +160,11 @@ impl<W: World> Core<W> {
         let written = self.world.records().add_usage(&additions);
         if self.went_well(written).is_some() {
             self.history.book.written(&additions);
-            for Addition { more, .. } in &additions {
+            let unix_now = self.world.unix_now();
+            for Addition { id, more, .. } in &additions {
+                if more.requests > 0 {
+                    self.history.rings.entry(id.clone()).or_insert_with(|| Ring::new(unix_now)).note_requests(unix_now, more.requests);
+                }
                 self.history.since.requests += more.requests;
                 self.history.since.errors += more.errors;
             }
@@ -151,6 +175,8 @@ impl<W: World> Core<W> {
         let memory = self.world.host_memory();
         let disk = self.room.disk;
         let since = std::mem::take(&mut self.history.since);
+        let cpu = self.world.host_cpu();
+        let before = std::mem::replace(&mut self.history.cpu, cpu);
         let sample = Sample {
             at: unix_now,
             memory_total: memory.map_or(0, |memory| memory.total),
@@ -161,6 +187,7 @@ impl<W: World> Core<W> {
             instances_memory: self.memory.values().map(|memory| memory.bytes).sum(),
             requests: since.requests,
             errors: since.errors,
+            cpu: cpu.zip(before).and_then(|(now, before)| now.since(before)),
         };
         let kept = self.world.records().keep_sample(&sample);
         self.went_well(kept);

@@ -22,7 +22,7 @@ use crate::{
     desired::{self, AccessLog, Acme, Alerts, Desired, Snapshots, SqSource, TenantId, Watch},
     gitops, guard,
     history::{
-        sample::Sample,
+        sample::{CpuTicks, Sample},
         usage::{Addition, Seen},
     },
     instance::{
@@ -281,6 +281,10 @@ impl World for Host {
 
     fn host_memory(&mut self) -> Option<Share> {
         alerts::host_memory()
+    }
+
+    fn host_cpu(&mut self) -> Option<CpuTicks> {
+        CpuTicks::parse(&std::fs::read_to_string("/proc/stat").ok()?)
     }
 
     fn alert_channels(&self, alerts: &Alerts) -> Vec<Channel> {

@@ -9,13 +9,14 @@ use super::{
 };
 use crate::{
     admin::{
+        page::StateWord,
         question::{Answer, Question, Reply},
         status::{AgentStatus, DiskStatus, ProxyStatus, Status, TenantStatus},
     },
     desired::{TenantId, size_text},
     instance::storage::DiskSpace,
     observed::{FileWork, Known, Moment, State},
-    route::{self, RouteState},
+    route,
     store::rfc3339,
 };
 
@@ -84,6 +85,12 @@ impl<W: World> Core<W> {
 
     /// How everything stands.
     fn status(&self, now: Moment) -> Status {
+        let tenants = self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect();
+        Status { tenants, ..self.status_of_all_but_tenants(now) }
+    }
+
+    /// The same without a list that may be long.
+    pub(super) fn status_of_all_but_tenants(&self, now: Moment) -> Status {
         let stale = self.intake.stale(now);
         Status {
             agent: AgentStatus {
@@ -112,7 +119,7 @@ impl<W: World> Core<W> {
             forecast: Some(self.forecast_status()),
             disk: self.room.disk.map(|DiskSpace { total, free }| DiskStatus { total, free, writes_refused: self.observed.disk_low }),
             admin: self.desired.admin.as_ref().map(|_| self.admin.clone()),
-            tenants: self.observed.known.iter().map(|(id, known)| self.tenant_status(id, known, now)).collect(),
+            tenants: Vec::new(),
         }
     }
 
@@ -126,7 +133,7 @@ impl<W: World> Core<W> {
         TenantStatus {
             id: id.to_string(),
             tier: known.spec.tier.clone(),
-            state: state_word(rows::route_state(known, now)).into(),
+            state: StateWord::from(rows::route_state(known, now)).text().into(),
             port: known.port,
             pid: self.processes.get(id).map(Handle::pid),
             epoch: known.epoch,
@@ -149,18 +156,6 @@ pub(super) fn unknown(id: &TenantId) -> (StatusCode, String) {
 
 pub(super) fn json(value: &impl serde::Serialize) -> Answer {
     serde_json::to_vec(value).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
-}
-
-/// The word of design and table.
-pub(super) fn state_word(state: RouteState) -> &'static str {
-    match state {
-        RouteState::Starting => "starting",
-        RouteState::Ready => "ready",
-        RouteState::Draining => "draining",
-        RouteState::Stopped => "stopped",
-        RouteState::Suspended => "suspended",
-        RouteState::Crashed => "crashed",
-    }
 }
 
 /// Why the tenant is as it is, in a sentence. `log` is where its sq writes.

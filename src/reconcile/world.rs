@@ -15,7 +15,7 @@ use crate::{
     desired::{Acme, Alerts, Desired, Snapshots, SqSource, TenantId},
     gitops,
     history::{
-        sample::Sample,
+        sample::{CpuTicks, Sample},
         usage::{Addition, Seen},
     },
     instance::{
@@ -104,6 +104,8 @@ pub trait World {
     fn sync(&mut self, job: gitops::Job);
     /// How much memory this host has left; `None` where that cannot be told.
     fn host_memory(&mut self) -> Option<Share>;
+    /// What the processors did since the host booted; `None` where that cannot be told.
+    fn host_cpu(&mut self) -> Option<CpuTicks>;
     /// The channels on which people are told of alerts.
     fn alert_channels(&self, alerts: &Alerts) -> Vec<Channel>;
     /// Changes whenever the address of `channel` does.

@@ -28,7 +28,7 @@ pub(super) const FILE: &str = "instances.db";
 
 /// Each entry takes the layout one version further; PRAGMA user_version counts those applied. Never change one that
 /// was released: add another.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
     CREATE TABLE tenants (
         id         TEXT PRIMARY KEY,
@@ -124,6 +124,9 @@ const MIGRATIONS: [&str; 4] = [
         errors           INTEGER NOT NULL,
         PRIMARY KEY (step, at)
     ) STRICT, WITHOUT ROWID;
+",
+    "
+    ALTER TABLE samples ADD COLUMN cpu INTEGER; -- of a thousand
 ",
 ];
 

@@ -52,6 +52,11 @@ impl Reader {
         self.0.usage_by_day(month, only)
     }
 
+    /// See [`Store::usage_of_days`].
+    pub fn usage_of_days(&self, id: &TenantId, first: u32, last: u32) -> Result<Vec<Usage>, StoreError> {
+        self.0.usage_of_days(id, first, last)
+    }
+
     /// See [`Store::samples`].
     pub fn samples(&self, step: u32, since: u64) -> Result<Vec<Sample>, StoreError> {
         self.0.samples(step, since)

@@ -11,18 +11,20 @@ impl Store {
         let fine = u64::from(FINE);
         let sample = Sample { at: sample.at / fine * fine, ..*sample };
         self.batch(|store| {
-            let Sample { at, memory_total, memory_used, disk_total, disk_used, instances, instances_memory, requests, errors } = sample;
+            let Sample { at, memory_total, memory_used, disk_total, disk_used, instances, instances_memory, requests, errors, cpu } =
+                sample;
             let values =
                 [u64::from(FINE), at, memory_total, memory_used, disk_total, disk_used, instances, instances_memory, requests, errors];
+            let values = values.map(|value| Some(value.cast_signed())).into_iter().chain([cpu.map(i64::from)]);
             store
                 .conn
                 .prepare_cached(
-                    "INSERT INTO samples VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO UPDATE SET
+                    "INSERT INTO samples VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT DO UPDATE SET
                          memory_total = excluded.memory_total, memory_used = excluded.memory_used, disk_total = excluded.disk_total,
                          disk_used = excluded.disk_used, instances = excluded.instances, instances_memory = excluded.instances_memory,
-                         requests = requests + excluded.requests, errors = errors + excluded.errors",
+                         requests = requests + excluded.requests, errors = errors + excluded.errors, cpu = excluded.cpu",
                 )?
-                .execute(rusqlite::params_from_iter(values.map(u64::cast_signed)))?;
+                .execute(rusqlite::params_from_iter(values))?;
             store.fold_quarters(at)?;
             let too_old = store.conn.prepare_cached("DELETE FROM samples WHERE step = ?1 AND at <= ?2");
             let mut too_old = too_old?;
@@ -39,7 +41,7 @@ impl Store {
             .prepare_cached(
                 "INSERT OR IGNORE INTO samples
                  SELECT ?1, at / ?1 * ?1, MAX(memory_total), CAST(AVG(memory_used) AS INTEGER), MAX(disk_total), CAST(AVG(disk_used) AS INTEGER),
-                        CAST(AVG(instances) AS INTEGER), CAST(AVG(instances_memory) AS INTEGER), SUM(requests), SUM(errors)
+                        CAST(AVG(instances) AS INTEGER), CAST(AVG(instances_memory) AS INTEGER), SUM(requests), SUM(errors), CAST(AVG(cpu) AS INTEGER)
                  FROM samples
                  WHERE step = ?2 AND at < ?3 AND at >= COALESCE((SELECT MAX(at) + ?1 FROM samples WHERE step = ?1 AND at < ?3), 0)
                  GROUP BY at / ?1",
@@ -68,6 +70,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Sample> {
         instances_memory: column(7)?,
         requests: column(8)?,
         errors: column(9)?,
+        cpu: row.get(10)?,
     })
 }
 
@@ -86,12 +89,17 @@ mod tests {
     fn a_quarter_has_the_mean_of_its_minutes_once_it_is_over() {
         let (_dir, store) = empty();
         for minute in 0..15 {
-            store.keep_sample(&sample(START + minute * 60 + 7, minute)).unwrap();
+            let cpu = u32::try_from(minute).ok().filter(|minute| *minute != 14);
+            store.keep_sample(&Sample { cpu, ..sample(START + minute * 60 + 7, minute) }).unwrap();
         }
         assert_eq!((store.samples(FINE, 0).unwrap().len(), store.samples(COARSE, 0).unwrap()), (15, vec![]));
         store.keep_sample(&sample(START + 900, 50)).unwrap();
         let quarters = store.samples(COARSE, 0).unwrap();
-        assert_eq!(quarters, [Sample { requests: 30, ..sample(START, 7) }]);
+        assert_eq!(
+            quarters,
+            [Sample { requests: 30, cpu: Some(6), ..sample(START, 7) }],
+            "also of what could be told in some minutes alone"
+        );
         store.keep_sample(&sample(START + 960, 50)).unwrap();
         assert_eq!(store.samples(COARSE, 0).unwrap(), quarters, "once");
     }

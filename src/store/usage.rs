@@ -189,26 +189,29 @@ impl Store {
              WHERE d.day >= ?1 AND d.day < ?2 AND (?3 IS NULL OR t.id = ?3) ORDER BY d.day, t.id",
         )?;
         let params = params![month.first_day(), month.next().first_day(), only.map(TenantId::as_str)];
-        let rows = statement.query_map(params, |row| {
-            let Counts { requests, errors, writes, bytes_in, bytes_out } = counts(row, 2)?;
-            let (period, id, storage) = (day_text(row.get(0)?), row.get(1)?, read(row, 8)?);
-            let (peak_memory_bytes, storage_bytes, storage_byte_days) = (read(row, 7)?, storage, storage);
-            Ok(Usage {
-                period,
-                id,
-                days: 1,
-                requests,
-                errors,
-                writes,
-                bytes_in,
-                bytes_out,
-                peak_memory_bytes,
-                storage_bytes,
-                storage_byte_days,
-            })
-        })?;
+        let rows = statement.query_map(params, of_day)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+
+    /// The days from `first` to `last` (days since 1970) of one tenant, the latest first. By the key of each, since there may be ten thousand tenants.
+    pub fn usage_of_days(&self, id: &TenantId, first: u32, last: u32) -> Result<Vec<Usage>, StoreError> {
+        let mut statement = self.conn.prepare_cached(
+            "WITH RECURSIVE days (day) AS (SELECT ?3 UNION ALL SELECT day - 1 FROM days WHERE day > ?2)
+             SELECT d.day, t.id, d.requests, d.errors, d.writes, d.bytes_in, d.bytes_out, d.peak_memory, d.storage
+             FROM usage_tenants t CROSS JOIN days CROSS JOIN usage_days d ON d.day = days.day AND d.tenant = t.tenant
+             WHERE t.id = ?1",
+        )?;
+        let mut days: Vec<Usage> = statement.query_map(params![id.as_str(), first, last], of_day)?.collect::<Result<_, _>>()?;
+        days.sort_by(|one, other| other.period.cmp(&one.period));
+        Ok(days)
+    }
+}
+
+fn of_day(row: &Row<'_>) -> rusqlite::Result<Usage> {
+    let Counts { requests, errors, writes, bytes_in, bytes_out } = counts(row, 2)?;
+    let (period, id, storage) = (day_text(row.get(0)?), row.get(1)?, read(row, 8)?);
+    let (peak_memory_bytes, storage_bytes, storage_byte_days) = (read(row, 7)?, storage, storage);
+    Ok(Usage { period, id, days: 1, requests, errors, writes, bytes_in, bytes_out, peak_memory_bytes, storage_bytes, storage_byte_days })
 }
 
 /// SQLite's integers are signed; sums of bytes stay far below their half.
@@ -260,6 +263,10 @@ mod tests {
                 ("2026-02-02".into(), "b".into(), 2, 1_002, 2 * 4_096),
             ]
         );
+        let of_b: Vec<_> = days.iter().filter(|day| day.id == "b").rev().cloned().collect();
+        assert_eq!(store.usage_of_days(&id("b"), FEBRUARY, FEBRUARY + 9).unwrap(), of_b, "the latest first");
+        assert_eq!(store.usage_of_days(&id("b"), FEBRUARY + 1, FEBRUARY + 1).unwrap(), of_b[..1]);
+        assert_eq!(store.usage_of_days(&id("nobody"), FEBRUARY, FEBRUARY + 1).unwrap(), []);
         let month = store.usage_of_month(february(), Some(&id("b"))).unwrap();
         assert_eq!(
             month,

@@ -10,7 +10,7 @@ use sq_agent::{
     desired::{Acme, Alerts, Desired, Snapshots, SqSource, TenantId},
     gitops,
     history::{
-        sample::Sample,
+        sample::{CpuTicks, Sample},
         usage::{Addition, Seen},
     },
     instance::{
@@ -182,6 +182,10 @@ impl World for SimWorld {
     }
 
     fn host_memory(&mut self) -> Option<Share> {
+        None
+    }
+
+    fn host_cpu(&mut self) -> Option<CpuTicks> {
         None
     }
 

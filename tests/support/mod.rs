@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // as in any test; the lint only knows #[test] functions
 
 pub mod admin;
+pub mod browser;
 pub mod client;
 pub mod dice;
 pub mod host;

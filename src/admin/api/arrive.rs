@@ -118,7 +118,7 @@ fn admit(api: &Api, way: Way, parts: &http::request::Parts) -> Result<(), Proble
 }
 
 /// The body, or why there is none.
-async fn whole(body: Body) -> Result<Bytes, Problem> {
+pub(super) async fn whole(body: Body) -> Result<Bytes, Problem> {
     let mut body = body;
     let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, LONGEST_BODY).collect()).await;
     match read {
@@ -148,12 +148,15 @@ fn is_json(headers: &HeaderMap) -> bool {
 fn actor(headers: &HeaderMap, way: Way) -> Result<String, Problem> {
     let Some(actor) = headers.get(&ACTOR) else { return Ok(way.text()) };
     let words = actor.to_str().unwrap_or_default();
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b" ._@+-".contains(&byte);
-    let is_good =
-        words.len() <= LONGEST_ACTOR && words.bytes().all(plain) && words.starts_with(|first: char| first.is_ascii_alphanumeric());
     let wrong =
         || Problem::bad_request(format!("X-Admin-Actor is a name of at most {LONGEST_ACTOR} letters, digits, spaces and . _ @ + -"));
-    is_good.then(|| words.trim_end().to_owned()).ok_or_else(wrong)
+    is_name(words).then(|| words.trim_end().to_owned()).ok_or_else(wrong)
+}
+
+/// Whether somebody may call itself so.
+pub(super) fn is_name(words: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b" ._@+-".contains(&byte);
+    words.len() <= LONGEST_ACTOR && words.bytes().all(plain) && words.starts_with(|first: char| first.is_ascii_alphanumeric())
 }
 
 /// Why, in the words of whoever asks.
@@ -167,7 +170,7 @@ fn reason(body: &[u8]) -> String {
 }
 
 /// The record of a change that was asked for, whatever came of it: a line in the log, and an event.
-async fn record(api: &Api, caller: &Caller, method: &Method, path: &str, reason: &str, status: StatusCode) {
+pub(super) async fn record(api: &Api, caller: &Caller, method: &Method, path: &str, reason: &str, status: StatusCode) {
     let (id, request_id) = (tenant_of(path), caller.request_id.as_str());
     let (actor, way, status) = (caller.actor.as_str(), caller.way.text(), status.as_u16());
     tracing::info!(actor, %way, %method, path, status, request_id, reason, "a change was asked for");

@@ -24,7 +24,7 @@ pub(super) struct Accepted {
     /// Its state now; none: it has no place.
     state: Option<String>,
     /// What is still to come, or what is in the way.
-    detail: String,
+    pub(super) detail: String,
     /// The removal is held until somebody confirms it: `POST /api/admin/confirm/{hash}` with this.
     confirm: Option<String>,
 }

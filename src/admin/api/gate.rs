@@ -38,7 +38,7 @@ pub(in crate::admin) enum Way {
 
 impl Way {
     /// For logs.
-    pub(super) fn text(self) -> String {
+    pub(in crate::admin) fn text(self) -> String {
         match self {
             Self::Socket { uid: Some(uid) } => format!("the socket, user {uid}"),
             Self::Socket { uid: None } => "the socket".to_owned(),

@@ -6,6 +6,7 @@
 mod arrive;
 mod change;
 mod credentials;
+mod deed;
 mod document;
 mod extract;
 mod gate;
@@ -13,6 +14,7 @@ mod once;
 mod problem;
 mod read;
 mod snapshots;
+mod visit;
 mod write;
 
 use std::sync::{Arc, Mutex};
@@ -22,8 +24,10 @@ use bytes::Bytes;
 use tokio::sync::{RwLock, watch};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub(super) use deed::{Deed, Doer};
 pub(super) use gate::Way;
 pub(super) use problem::Problem;
+pub(super) use visit::{body, is_key, key_mark, name, reason};
 
 use super::{question::Desk, settings::Settings};
 use crate::{desired::Desired, edit::Editor, proxy::request_id::RequestIds, secret::Secret};

@@ -11,13 +11,13 @@ use utoipa::ToSchema;
 /// Why something was not done. Texts go to the caller: none holds a key or a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::admin) struct Problem {
-    pub(super) status: StatusCode,
+    pub(in crate::admin) status: StatusCode,
     /// Names the kind of problem for programs; never changes.
     pub(super) slug: &'static str,
-    pub(super) title: &'static str,
-    pub(super) detail: String,
+    pub(in crate::admin) title: &'static str,
+    pub(in crate::admin) detail: String,
     /// Seconds.
-    pub(super) retry_after: Option<u64>,
+    pub(in crate::admin) retry_after: Option<u64>,
 }
 
 /// The body.
@@ -38,11 +38,11 @@ pub(super) struct Document<'a> {
 }
 
 impl Problem {
-    pub(super) fn new(status: StatusCode, slug: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+    pub(in crate::admin) fn new(status: StatusCode, slug: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
         Self { status, slug, title, detail: detail.into(), retry_after: None }
     }
 
-    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+    pub(in crate::admin) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad-request", "Malformed request", detail)
     }
 
@@ -74,18 +74,18 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "conflict", "Not as things stand", detail)
     }
 
-    pub(super) fn internal(detail: impl Into<String>) -> Self {
+    pub(in crate::admin) fn internal(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The agent could not do it", detail)
     }
 
     /// The agent makes way for another one, or ends.
-    pub(super) fn stopping() -> Self {
+    pub(in crate::admin) fn stopping() -> Self {
         let detail = "the agent is stopping, or makes way for a new one: try again";
         Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "The agent is stopping", detail) }
     }
 
     /// What nobody said anything better about: a route or method that is not there.
-    pub(super) fn of_status(status: StatusCode) -> Self {
+    pub(in crate::admin) fn of_status(status: StatusCode) -> Self {
         match status {
             StatusCode::NOT_FOUND => Self::new(status, "not-found", "Not found", "there is nothing here: see /api/openapi.json"),
             StatusCode::METHOD_NOT_ALLOWED => {
