@@ -58,7 +58,7 @@ pub struct Row {
     pub is_silent: bool,
     /// Its removal waits for a person.
     pub is_held: bool,
-    /// Why it is as it is, in a sentence; only where it does not simply answer.
+    /// Why it is as it is, in a sentence; only where there is more to say than its state does.
     pub note: Option<String>,
 }
 

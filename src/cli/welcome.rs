@@ -21,6 +21,9 @@ pub(super) fn print(desired: &Desired, status: &Status, now: u64) {
         .unwrap_or_else(|| status.proxy.listen.first().map_or_else(String::new, |listen| format!("https://{listen}")));
     let ready = status.tenants.iter().filter(|tenant| tenant.state == "ready").count();
     anstream::println!("\nsq-agent serves {ready} of {} tenants on {url}", status.tenants.len());
+    if let (Some(admin), Some(listen)) = (&desired.admin, status.admin.as_ref().and_then(|admin| admin.listen.as_ref())) {
+        anstream::println!("its page: http://{listen}/, opened by what stands in {}", admin.key_file.display());
+    }
     for tenant in status.tenants.iter().take(10) {
         anstream::println!("  {:<32} {:<8} {}", tenant.id, tenant.state, tenant.detail);
     }

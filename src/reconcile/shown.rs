@@ -45,8 +45,8 @@ impl<W: World> Core<W> {
 
     fn row(&self, id: &TenantId, known: &Known, is_held: bool, today: u32, now: Moment) -> Row {
         let state = StateWord::from(rows::route_state(known, now));
-        let is_plain =
-            state == StateWord::Ready && !known.unhealthy && !is_held && known.undone.is_none() && known.over_storage().is_none();
+        let is_settled = matches!(state, StateWord::Ready | StateWord::Suspended);
+        let is_plain = is_settled && !known.unhealthy && known.undone.is_none() && known.over_storage().is_none();
         Row {
             id: id.clone(),
             tier: known.spec.tier.clone(),

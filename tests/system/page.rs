@@ -1,6 +1,12 @@
 //! The page: who gets in, what a browser is told to allow, and that its forms really do what they say; all without a script.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::symlink,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use http::{Method, Request};
 use serde_json::Value;
@@ -8,8 +14,9 @@ use serde_json::Value;
 use crate::support::{
     admin::{self, Admin, KEY, Said},
     browser::{Browser, location, text, token},
-    eventually,
+    eventually, free_port,
     host::Host,
+    ports::PortBlock,
 };
 
 /// Every page of a host that serves `ada`.
@@ -111,6 +118,7 @@ async fn a_wrong_key_opens_nothing_and_is_slowed_down_as_with_the_api() {
     }
     let said = browser.log_in("wrong", "").await;
     assert!(said.status == 429 && said.headers.contains_key("retry-after") && text(&said).contains("Too many requests"), "{said:?}");
+    assert_eq!(Browser::new(port).get("/login").await.status, 200, "the form is there for others");
     assert_eq!(browser.log_in(KEY, "").await.status, 303, "who has the key has a budget of its own");
     assert!(!host.logged().contains(KEY) && host.logged().contains("wrong key"));
 }
@@ -320,4 +328,71 @@ async fn an_open_page_is_told_what_changes_until_its_session_ends() {
     // How long ago things were is told anew each half minute.
     assert!(changed <= 1, "what stands on it is not sent: {}", text(&late));
     assert_eq!(browser.get("/live?at=/nothing").await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement; with --release"]
+async fn what_10_000_tenants_cost_the_page() {
+    const TENANTS: usize = 10_000;
+    const RUNNING: usize = 100;
+    const TIMES: usize = 50;
+    let mut host = Host::prepare_on(PortBlock::small(), |wanted| {
+        for n in 0..TENANTS {
+            wanted.add(&format!("somebody.{n:05}@a-company.example.com")).suspended = n >= RUNNING;
+        }
+    });
+    let port = free_port();
+    let table = admin::table(host.root(), port);
+    host.edit(|wanted| wanted.more = table);
+    host.launch().await;
+    let browser = Browser::logged_in(port).await;
+    for target in [
+        "/",
+        "/tenants",
+        "/tenants?sort=memory&trouble=&q=somebody",
+        "/tenants?q=9999&state=suspended",
+        "/tenants/somebody.00001@a-company.example.com",
+        "/plan",
+    ] {
+        let (mut took, mut bytes) = (Vec::new(), 0);
+        for _ in 0..TIMES {
+            let began = Instant::now();
+            bytes = browser.get(target).await.body.len();
+            took.push(began.elapsed().as_secs_f64() * 1_000.0);
+            // The glance of the second before is too old.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        took.sort_by(f64::total_cmp);
+        let zipped = gzipped(&browser.page(target).await);
+        eprintln!("{target}: median {:.1} ms, worst {:.1} ms, {bytes} bytes, {zipped} with gzip", took[TIMES / 2], took[TIMES - 1]);
+        assert!(took[TIMES - 1] <= 200.0 && bytes <= 100 << 10, "{target}");
+    }
+    let ticks = || -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", host.agent_pid())).unwrap();
+        stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    };
+    let during = async |what: &str| {
+        let (began, before) = (Instant::now(), ticks());
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        eprintln!("{what}: {:.2} % of a core", (ticks() - before) as f64 / began.elapsed().as_secs_f64());
+    };
+    during("nobody looks").await;
+    let mut open = Vec::new();
+    for n in 0..10 {
+        let target = ["/", "/tenants?sort=memory", "/tenants/somebody.00001@a-company.example.com"][n % 3];
+        let page = browser.page(target).await;
+        let address = page.split("data-live=\"").nth(1).unwrap().split('"').next().unwrap().replace("&amp;", "&");
+        let browser = browser.clone();
+        open.push(tokio::spawn(async move { browser.get(&address).await }));
+    }
+    during("ten pages are open").await;
+    open.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+fn gzipped(text: &str) -> usize {
+    let mut child = Command::new("gzip").arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let text = text.to_owned();
+    std::thread::spawn(move || input.write_all(text.as_bytes()).unwrap());
+    child.wait_with_output().unwrap().stdout.len()
 }

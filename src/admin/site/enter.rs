@@ -102,7 +102,10 @@ async fn serve(site: &Site, request: Request, next: Next, id: &RequestId) -> Res
     }
     // A log-in that shows the key has the budget of those who have it, as with the API.
     let shows_key = path == "/login" && is_form && field(&text, "key").is_some_and(|sent| api::is_key(sent.trim(), &settings));
-    site.api().admit(peer, visitor.is_some() || shows_key, &settings)?;
+    // Who is not logged in and only looks is given the form, which costs less than to say no; so nobody keeps others from it.
+    if visitor.is_some() || is_form {
+        site.api().admit(peer, visitor.is_some() || shows_key, &settings)?;
+    }
     match &visitor {
         None if path != "/login" => return Ok(to_log_in(&parts.method, &path, parts.uri.query())),
         Some(visitor)

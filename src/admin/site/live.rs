@@ -6,6 +6,8 @@
 use std::{
     collections::{BTreeMap, HashMap},
     convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -16,8 +18,9 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
-use http::{StatusCode, Uri, header};
-use http_body_util::channel::{Channel, Sender};
+use http::{HeaderName, StatusCode, Uri, header};
+use hyper::body::Frame;
+use tokio::sync::mpsc;
 
 use super::{
     Site,
@@ -52,28 +55,43 @@ pub(super) async fn live(State(site): State<Site>, Extension(visit): Extension<V
         busy.retry_after = Some(30);
         return Err(busy);
     };
-    let (sender, body) = Channel::<Bytes, Infallible>::new(1);
+    let (sender, news) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut stage = site.api().stage();
         tokio::select! {
-            () = tell(&site, &visitor, &screen, shell::read_marks(&seen), sender) => {}
+            () = tell(&site, &visitor, &screen, shell::read_marks(&seen), &sender) => {}
+            () = sender.closed() => {}
             _ = stage.wait_for(|stage| *stage >= Stage::Leaving) => {}
         }
         drop(place);
     });
-    Ok(([(header::CONTENT_TYPE, "text/event-stream")], Body::new(body)).into_response())
+    // Proxies such as nginx would keep it until there is a whole page of it.
+    let kinds = [(header::CONTENT_TYPE, "text/event-stream"), (HeaderName::from_static("x-accel-buffering"), "no")];
+    Ok((kinds, Body::new(News(news))).into_response())
+}
+
+/// What a stream says, as it comes.
+struct News(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for News {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|news| news.map(|news| Ok(Frame::data(news))))
+    }
 }
 
 /// Until nobody listens, or the session is over. `told` stands on the page already.
-async fn tell(site: &Site, visitor: &Visitor, screen: &Screen, mut told: HashMap<String, u32>, mut sender: Sender<Bytes>) {
+async fn tell(site: &Site, visitor: &Visitor, screen: &Screen, mut told: HashMap<String, u32>, sender: &mpsc::Sender<Bytes>) {
     let mut quiet = QUIET;
     // A browser waits so long before it comes again.
-    if sender.send_data(Bytes::from_static(b"retry: 3000\n\n")).await.is_err() {
+    if sender.send(Bytes::from_static(b"retry: 3000\n\n")).await.is_err() {
         return;
     }
     loop {
         if !lives(site, visitor) {
-            let _ = sender.send_data(Bytes::from_static(b"event: over\ndata: {}\n\n")).await;
+            let _ = sender.send(Bytes::from_static(b"event: over\ndata: {}\n\n")).await;
             return;
         }
         // What cannot be looked at now may be at the next step.
@@ -87,7 +105,7 @@ async fn tell(site: &Site, visitor: &Visitor, screen: &Screen, mut told: HashMap
         } else {
             String::new()
         };
-        if !text.is_empty() && sender.send_data(text.into()).await.is_err() {
+        if !text.is_empty() && sender.send(text.into()).await.is_err() {
             return;
         }
         tokio::time::sleep(STEP).await;

@@ -33,6 +33,12 @@
     if (news && now && now !== told) news.textContent = now;
   };
 
+  // Who is led to the log-in is not logged in any more.
+  const again = async (address) => {
+    const answer = await fetch(location.href, { method: "HEAD", credentials: "same-origin" }).catch(() => null);
+    if (answer?.redirected) say("logged out: reload to log in", false);
+    else listen(address);
+  };
   let stream;
   const listen = (address) => {
     stream?.close();
@@ -51,7 +57,7 @@
       if (mine !== stream) return;
       say("connection lost", false);
       // Refused: by a host that is not up yet, or for want of a session.
-      if (mine.readyState === EventSource.CLOSED) setTimeout(() => mine === stream && listen(address), 10000);
+      if (mine.readyState === EventSource.CLOSED) setTimeout(() => mine === stream && again(address), 5000);
     };
   };
   listen(document.body.dataset.live);
@@ -62,6 +68,8 @@
   for (const log of document.querySelectorAll(".log")) log.scrollTop = log.scrollHeight;
 
   // A search shows what it finds while one types.
+  const place = () => location.pathname + location.search;
+  let here = place();
   let asked = 0;
   const show = async (address, keep) => {
     const mine = ++asked;
@@ -73,8 +81,11 @@
     // The form that is typed into is no such piece, and stays.
     for (const part of found.querySelectorAll("main [data-part]")) swap(part.dataset.part, part.innerHTML);
     history[keep ? "replaceState" : "pushState"](null, "", address);
+    here = place();
     document.body.dataset.live = found.body.dataset.live ?? "";
-    listen(document.body.dataset.live);
+    // Not with every letter.
+    stream?.close();
+    setTimeout(() => mine === asked && listen(document.body.dataset.live), 800);
   };
   for (const form of document.querySelectorAll("form[data-searches]")) {
     const address = () => {
@@ -93,7 +104,8 @@
       show(address(), false).catch(() => say("connection lost", false));
     });
   }
-  addEventListener("popstate", () => location.reload());
+  // Back and forth between searches; a jump within a page is none.
+  addEventListener("popstate", () => place() !== here && location.reload());
 
   // Nothing is sent twice.
   addEventListener("submit", (event) => {

@@ -13,7 +13,7 @@ const LISTED: usize = 200;
 
 /// All of it.
 pub(in crate::admin::site) fn parts(review: &Review, status: &Status) -> Vec<Part> {
-    vec![Part::live("held", held(review, status)), Part::live("diff", diff(&review.changes)), Part::live("promised", promised(review))]
+    vec![Part::live("held", held(review, status)), Part::live("diff", diff(review)), Part::live("promised", promised(review))]
 }
 
 fn held(review: &Review, status: &Status) -> Markup {
@@ -32,7 +32,6 @@ fn held(review: &Review, status: &Status) -> Markup {
                 None => { p .well data-news { "No plan is held." } }
             }
             @if let Some(rollout) = &status.rollout { (rolled(rollout)) }
-            @for text in &review.warnings { p .note { (text) "." } }
         }
     }
 }
@@ -49,12 +48,16 @@ fn rolled(rollout: &RolloutStatus) -> Markup {
     }
 }
 
-fn diff(changes: &[Change]) -> Markup {
+fn diff(review: &Review) -> Markup {
+    let changes = &review.changes;
+    // That they are held is said above already.
+    let notes = review.warnings.iter().filter(|text| review.held.as_ref().is_none_or(|held| !text.contains(&held.hash)));
     html! {
         section aria-labelledby="diff-title" {
             h2 #diff-title { "What would change" }
             @if changes.is_empty() { p .well { "Nothing: everything is as tenants.toml says." } }
             @else {
+                @for text in notes { p .note { (text) "." } }
                 table .cards .diff {
                     thead { tr { th scope="col" { "Tenant" } th scope="col" { "What" } th scope="col" { "Particulars" } } }
                     tbody {

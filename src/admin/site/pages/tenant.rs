@@ -83,7 +83,7 @@ impl Known<'_> {
                 h2 #log-title { "Log" }
                 @if self.log.is_empty() { p .quiet { "Its sq has written nothing." } }
                 @else {
-                    pre .log tabindex="0" aria-labelledby="log-title" role="region" { @for line in self.log { (line) "\n" } }
+                    pre .log tabindex="0" role="region" aria-label="The last lines of the log" { @for line in self.log { (line) "\n" } }
                     p .quiet { "The last lines. " code { "sq-agent logs " (self.id) " --follow" } " has more." }
                 }
             }

@@ -137,3 +137,52 @@ fn page_links(wish: &Wish, page: usize, pages: usize) -> Markup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{admin::site::list, desired::TenantId};
+
+    #[test]
+    fn whatever_comes_from_outside_is_text() {
+        let odd = "\"><script>alert('x')</script>";
+        let row = Row {
+            id: TenantId::parse("a@b.c").unwrap(),
+            tier: odd.to_owned(),
+            state: StateWord::Crashed,
+            memory: Some(90 << 10),
+            memory_max: Some(100 << 10),
+            storage: None,
+            storage_max: None,
+            requests_today: 12_345,
+            restarts: 1,
+            is_silent: false,
+            is_held: true,
+            note: Some(odd.to_owned()),
+        };
+        let wish = Wish { q: odd.to_owned(), ..Wish::default() };
+        let rows = [row];
+        let shown = list::shown(&rows, &Wish::default());
+        let html: String = parts(&shown, &wish, [odd].into_iter()).into_iter().map(|part| part.html.into_string()).collect();
+        assert!(!html.contains("<script") && !html.contains("\">alert") && html.matches("&quot;&gt;&lt;script&gt;").count() >= 5, "{html}");
+        for part in
+            ["href=\"/tenants/a%40b.c\"", "state crashed", "memory nearly full", "removal held", "90 %", "12,345", "q=%22%3E%3Cscript%3E"]
+        {
+            assert!(html.contains(part), "{part}: {html}");
+        }
+    }
+
+    #[test]
+    fn headings_say_how_a_table_is_sorted_and_links_lead_through_its_pages() {
+        let html = |query: &str, pages| {
+            let wish = Wish::parse(query);
+            let shown = Shown { rows: Vec::new(), total: pages * list::ROWS, page: wish.page, pages };
+            (table(&Shown { rows: Vec::new(), ..shown }, &wish).into_string(), page_links(&wish, wish.page, pages).into_string())
+        };
+        let (none, links) = html("page=5", 200);
+        assert!(none.contains("None is like that.") && none.contains("10,000 tenants, page 5 of 200"), "{none}");
+        assert_eq!(links.matches("<li><a").count(), 7, "the first, the last, and five near: {links}");
+        assert!(links.contains("aria-current=\"page\"") && links.contains("page=4\"") && links.contains("page=6\""), "{links}");
+        assert_eq!(html("", 1).1, "");
+    }
+}
