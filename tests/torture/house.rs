@@ -73,14 +73,18 @@ impl House {
         let down: Vec<_> =
             self.victims.iter().filter(|victim| victim.down.load(Ordering::Relaxed)).map(|victim| victim.id.clone()).collect();
         if !down.is_empty() {
-            self.edited = Instant::now();
-            self.host.edit(|wanted| {
-                for id in down {
-                    let more = &mut wanted.tenant(&id).more;
-                    *more = if *more == BURSTS[0] { BURSTS[1] } else { BURSTS[0] };
-                }
-            });
+            self.change(down);
         }
+    }
+
+    fn change(&mut self, tenants: Vec<String>) {
+        self.edited = Instant::now();
+        self.host.edit(|wanted| {
+            for id in tenants {
+                let more = &mut wanted.tenant(&id).more;
+                *more = if *more == BURSTS[0] { BURSTS[1] } else { BURSTS[0] };
+            }
+        });
     }
 
     fn kill_the_guard(&self) {
@@ -126,8 +130,9 @@ impl House {
         self.end_back_off();
     }
 
-    /// Waits until all is as wanted.
+    /// Waits until all is as wanted. Nobody waits for the end of a back-off; one that begins then is a crash that nobody asked for.
     pub(crate) async fn quiet(&mut self, patience: Duration) {
+        self.change(self.victims.iter().map(|victim| victim.id.clone()).collect());
         let hash = sq_agent::desired::hash(&self.host.wanted.text());
         self.host.within(patience, "all is as desired", |status| status.agent.desired_hash == hash && self.host.as_wanted(status)).await;
     }
