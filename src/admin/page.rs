@@ -58,7 +58,7 @@ pub const LAST_EVENT: u64 = (1 << 53) - 1;
 /// Entries of a page where nothing is said.
 const PAGE: u16 = 100;
 
-fn page() -> u16 {
+pub(super) fn page() -> u16 {
     PAGE
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::{OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Store, StoreError};
 use crate::{
@@ -22,7 +23,8 @@ const MONTHS_KEPT: u32 = 25;
 const STEP: u32 = 500;
 
 /// What one tenant used in a time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Used)]
 pub struct Usage {
     /// The month, as 2026-02, or the day, as 2026-02-09; UTC.
     pub period: String,

@@ -70,6 +70,26 @@ async fn events_come_in_pages_the_newest_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_month_s_usage_comes_in_pages_and_a_tenant_s_by_the_day() {
+    let (mut host, api) = admin::start(&["ada", "bob"]).await;
+    assert_eq!(host.user("ada").get("/api/v2/select?p=diary&c=1.1.1/1.1.1/1.1.1").await.status, 200);
+    // It is recorded by the minute, and at the end.
+    assert_eq!(host.end_agent(Signal::TERM), Some(0));
+    host.launch().await;
+    let month = sq_agent::history::month::Month::of(sq_agent::route::day(sq_agent::store::unix_now())).to_string();
+    let page = api.get(&format!("/api/admin/usage/{month}?limit=1")).await.json();
+    assert_eq!((&page["next"], &page["usage"][0]["requests"]), (&"ada".into(), &1.into()), "{page:#}");
+    assert_eq!((&page["usage"][0]["id"], &page["usage"][0]["period"]), (&"ada".into(), &month.clone().into()));
+    let rest = api.get(&format!("/api/admin/usage/{month}?cursor=ada")).await.json();
+    assert_eq!((&rest["usage"][0]["id"], rest["usage"].as_array().unwrap().len(), &rest["next"]), (&"bob".into(), 1, &Value::Null));
+    let days = api.get(&format!("/api/admin/tenants/ada/usage/{month}")).await.json();
+    assert!(days["usage"][0]["period"].as_str().unwrap().starts_with(&format!("{month}-")), "{days:#}");
+    for bad in ["/api/admin/usage/2026-13", "/api/admin/tenants/ada/usage/never", "/api/admin/usage/2026-02?limit=0"] {
+        assert!(api.get(bad).await.is_problem(400, "bad-request"), "{bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_who_shows_the_key_in_its_header_gets_in_and_each_refusal_says_why() {
     let (host, api) = admin::start(&["ada"]).await;
     let tenants = "/api/admin/tenants";

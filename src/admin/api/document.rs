@@ -35,6 +35,25 @@ impl ToSchema for TenantIdText {
     }
 }
 
+/// A month, as [`Month`](crate::history::month::Month) takes it.
+pub(super) struct MonthText;
+
+impl PartialSchema for MonthText {
+    fn schema() -> RefOr<openapi::Schema> {
+        openapi::ObjectBuilder::new()
+            .schema_type(openapi::schema::Type::String)
+            .pattern(Some("^(19[7-9][0-9]|[2-9][0-9]{3})-(0[1-9]|1[0-2])$"))
+            .examples(["2026-02"])
+            .into()
+    }
+}
+
+impl ToSchema for MonthText {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "Month".into()
+    }
+}
+
 /// The SHA-256 of an API key, as tenants.toml has it.
 pub(super) struct DigestText;
 
@@ -71,7 +90,7 @@ impl ToSchema for DigestText {
         (name = "events", description = "What happened"),
         (name = "document", description = "This"),
     ),
-    components(schemas(problem::Document, TenantIdText, DigestText, StateWord))
+    components(schemas(problem::Document, TenantIdText, MonthText, DigestText, StateWord))
 )]
 struct Head;
 

@@ -4,6 +4,7 @@
 //! asks the loop.
 
 mod arrive;
+mod bills;
 mod change;
 mod credentials;
 mod deed;
@@ -143,5 +144,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(snapshots::restore))
         .routes(routes!(read::usages))
         .routes(routes!(read::usage))
+        .routes(routes!(bills::bills))
+        .routes(routes!(bills::days))
         .routes(routes!(read::events))
 }

@@ -3,6 +3,7 @@
 use axum::{extract::State, response::IntoResponse};
 use bytes::Bytes;
 use http::header;
+use serde::Serialize;
 
 use super::{
     Api,
@@ -21,6 +22,10 @@ pub(super) struct Json(Bytes);
 impl Json {
     pub(super) fn of_loop(answer: Answer) -> Result<Self, Problem> {
         answer.map(|body| Self(body.into())).map_err(Problem::of_loop)
+    }
+
+    pub(super) fn of(value: &impl Serialize) -> Result<Self, Problem> {
+        serde_json::to_vec(value).map(|body| Self(body.into())).map_err(|error| Problem::internal(error.to_string()))
     }
 }
 
@@ -86,6 +91,6 @@ pub(super) async fn events(State(api): State<Api>, Asked(wish): Asked<EventsWish
     told(&api, Question::Events(wish)).await
 }
 
-fn check_limit(limit: u16) -> Result<(), Problem> {
+pub(super) fn check_limit(limit: u16) -> Result<(), Problem> {
     if (1..=LONGEST_PAGE).contains(&limit) { Ok(()) } else { Err(Problem::bad_request(format!("limit lies between 1 and {LONGEST_PAGE}"))) }
 }
