@@ -28,6 +28,7 @@ pub mod history;
 pub mod import;
 pub mod instance;
 pub mod instance_key;
+pub mod metrics;
 pub mod observed;
 pub mod proxy;
 pub mod reconcile;

@@ -34,7 +34,7 @@ use self::{
     site::Site,
     status::AdminStatus,
 };
-use crate::{desired::Desired, edit::Editor, secret::Secret};
+use crate::{desired::Desired, edit::Editor, metrics::Metrics, secret::Secret};
 
 /// `<state_dir>/run/agent.sock`.
 pub fn socket(state_dir: &Path) -> PathBuf {
@@ -65,6 +65,8 @@ pub struct DoorsParts {
     pub editor: Editor,
     /// What of it is in force.
     pub in_force: watch::Receiver<Arc<Desired>>,
+    /// Answers scrapes.
+    pub metrics: Metrics,
     /// Of this host.
     pub secret: Secret,
 }
@@ -72,9 +74,10 @@ pub struct DoorsParts {
 impl Doors {
     /// Opens them.
     pub fn open(parts: DoorsParts) -> Self {
-        let DoorsParts { socket, desk, settings, kept, news, editor, in_force, secret } = parts;
+        let DoorsParts { socket, desk, settings, kept, news, editor, in_force, metrics, secret } = parts;
         let stage = watch::Sender::new(Stage::Here);
-        let api = Api::new(ApiParts { desk: desk.clone(), settings: settings.clone(), editor, in_force, secret, stage: stage.subscribe() });
+        let api = ApiParts { desk: desk.clone(), settings: settings.clone(), editor, in_force, metrics, secret, stage: stage.subscribe() };
+        let api = Api::new(api);
         let socket = Socket::serve(socket, commands::router(desk).merge(api.router()));
         Self { socket, tcp: Door::open(settings, Site::new(api.clone()).beside(api.router()), kept, news), api, stage }
     }

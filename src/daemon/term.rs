@@ -27,6 +27,7 @@ use crate::{
         launcher::{Launcher, LauncherConfig},
         limits, scan,
     },
+    metrics::{Metrics, MetricsParts},
     proxy::{
         JoinNetwork,
         front::Addresses,
@@ -38,7 +39,7 @@ use crate::{
         host::HostParts,
         setup::Parts,
     },
-    route::{Activity, TableWriter},
+    route::{Activity, Meters, TableWriter},
     store::Store,
 };
 
@@ -76,7 +77,7 @@ pub(super) struct Term {
     questions: mpsc::Sender<Question>,
     upgrades: mpsc::Receiver<UpgradeAsked>,
     launcher: Launcher,
-    pages: [PathBuf; 2],
+    pages: [PathBuf; 3],
     /// Who inherits next, where the agent before is about to become this program.
     successor: Option<JoinHandle<Option<Holder>>>,
 }
@@ -134,9 +135,11 @@ impl Term {
         let watch = Watch::start(&file, changes)
             .inspect_err(|error| tracing::warn!(%error, "tenants.toml is not watched; it is still read every 5 s"))
             .ok();
-        let pages = ["routes", "activity"].map(|kind| PathBuf::from(SHARED_MEMORY).join(format!("sq-agent-{}-{kind}", desired.name)));
+        let pages =
+            ["routes", "activity", "metrics"].map(|kind| PathBuf::from(SHARED_MEMORY).join(format!("sq-agent-{}-{kind}", desired.name)));
         let table = TableWriter::open(&pages[0])?;
         let activity = Arc::new(Activity::open(&pages[1])?);
+        let meters = Arc::new(Meters::open(&pages[2])?);
         let routes = table.share()?;
         let launcher = launcher(&desired).await?;
         let (mut agent, events) = Agent::new(Parts {
@@ -150,6 +153,7 @@ impl Term {
                 store: opened.store,
                 table,
                 activity: activity.clone(),
+                meters: meters.clone(),
                 instance_secret,
                 settings: settings_sender,
                 access_log: access_log_sender,
@@ -178,7 +182,8 @@ impl Term {
             keep: systemd::store,
             kept: kept_listeners,
             routes,
-            activity,
+            activity: activity.clone(),
+            meters: meters.clone(),
             settings,
             access_log,
             in_force,
@@ -201,6 +206,7 @@ impl Term {
             look: Box::new(look_by(questions.clone())),
         })
         .context("a thread for edits of tenants.toml")?;
+        let (ask_metrics, metrics) = mpsc::channel(4);
         let doors = Doors::open(DoorsParts {
             socket: listener,
             desk,
@@ -208,12 +214,13 @@ impl Term {
             kept: admin_listener,
             news: admin_news,
             editor,
+            metrics: Metrics::new(MetricsParts { ask: ask_metrics, activity, meters, in_force: agent.in_force() }),
             in_force: agent.in_force(),
             secret,
         });
         let (to_loop, loop_signals) = mpsc::channel(4);
         let settled = agent.settled();
-        let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, admin, questions: asked, looks, signals: loop_signals }));
+        let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, admin, questions: asked, looks, metrics, signals: loop_signals }));
         Ok(Self { file, to_loop, running, settled, supervisor, doors, questions, upgrades, launcher, pages, successor: None })
     }
 

@@ -57,6 +57,7 @@ impl Key {
             Kind::SizeOrNone { .. } | Kind::IntegerOrNone { .. } | Kind::CpuOrNone | Kind::RateOrNone => {
                 format!("write `{} = {}`, or \"none\" for no limit", self.name, self.example)
             }
+            Kind::IntegerAllNone { .. } => format!("write `{} = {}`, \"all\" or \"none\"", self.name, self.example),
             Kind::DurationOrOff { .. } => format!("write `{} = {}`, or \"off\"", self.name, self.example),
             _ => format!("write `{} = {}`", self.name, self.example),
         }
@@ -77,8 +78,8 @@ const fn section(name: &'static str, header: &'static str, keys: &'static [Key])
 
 /// Every table of the file, the file itself first.
 #[rustfmt::skip]
-pub(crate) static SECTIONS: [&Section; 18] = [
-    &ROOT, &AGENT, &SQ, &PROXY, &TLS, &ACME, &ACCESS_LOG, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &GITOPS, &ADMIN, &ALERTS, &DISCORD,
+pub(crate) static SECTIONS: [&Section; 19] = [
+    &ROOT, &AGENT, &SQ, &PROXY, &TLS, &ACME, &ACCESS_LOG, &JWT, &TIER, &TENANT, &SNAPSHOTS, &BACKUP, &GITOPS, &ADMIN, &METRICS, &ALERTS, &DISCORD,
     &WEBHOOK, &EXEC,
 ];
 
@@ -95,6 +96,7 @@ pub(crate) static ROOT: Section = section("file", "the file", &[
     key("backup", Kind::Table(&BACKUP), Optional("nothing leaves this host"), "", "copies off this host, by restic"),
     key("gitops", Kind::Table(&GITOPS), Optional("this file is edited where it stands"), "", "the repository that this file comes from"),
     key("admin", Kind::Table(&ADMIN), Optional("no TCP listener, only the agent's socket"), "", "the admin API"),
+    key("metrics", Kind::Table(&METRICS), Optional("the defaults below"), "", "what /metrics shows"),
     key("alerts", Kind::Table(&ALERTS), Optional("the defaults below"), "", "when and where to raise an alarm"),
 ]);
 
@@ -258,6 +260,14 @@ pub(crate) static ADMIN: Section = section("admin", "[admin]", &[
     key("hosts", Kind::List(&Kind::Domain), Default("[]"), "[\"admin.example.com\"]", "names by which a loopback address may be asked beside its own, where a proxy before it passes Host on"),
     key("rate", Kind::RateOrNone, Default("\"600/m\""), "\"600/m\"", "requests of one address (s, m, h, d); without the key a tenth, counted apart"),
     key("burst", Kind::Integer { min: 0, max: MAX_BURST }, Default("100"), "100", "requests at once on top of that"),
+]);
+
+/// More tenants than a host has ports for.
+const MAX_SHOWN: u64 = 20_000;
+
+#[rustfmt::skip]
+pub(crate) static METRICS: Section = section("metrics", "[metrics]", &[
+    key("tenants", Kind::IntegerAllNone { min: 1, max: MAX_SHOWN }, Default("\"all\""), "200", "which tenants have metrics of their own, about 30 series each: \"all\", \"none\", or so many: those with the most requests of late"),
 ]);
 
 #[rustfmt::skip]

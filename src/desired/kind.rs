@@ -69,6 +69,8 @@ pub(crate) enum Kind {
     Integer { min: u64, max: u64 },
     /// As [`Kind::Integer`], or `"none"`.
     IntegerOrNone { min: u64, max: u64 },
+    /// A whole number within these bounds, `"all"` or `"none"`.
+    IntegerAllNone { min: u64, max: u64 },
     /// `true` or `false`.
     Flag,
     /// A TOML date and time with an offset.
@@ -105,7 +107,7 @@ pub(crate) enum Value {
     Text(String),
     Id(TenantId),
     Number(u64),
-    /// `"none"`: no limit.
+    /// `"none"`, or `"off"`, or `"all"`: no limit.
     Unlimited,
     Rate(Rate),
     Flag(bool),
@@ -186,7 +188,10 @@ fn read_scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
     match kind {
         Kind::Flag => value.as_bool().map(Value::Flag).ok_or_else(|| wrong("true or false", value)),
         Kind::IntegerOrNone { .. } if value.as_str() == Some("none") => Ok(Value::Unlimited),
-        Kind::Integer { min, max } | Kind::IntegerOrNone { min, max } => {
+        Kind::IntegerAllNone { .. } if value.as_str() == Some("all") => Ok(Value::Unlimited),
+        Kind::IntegerAllNone { .. } if value.as_str() == Some("none") => Ok(Value::Number(0)),
+        Kind::IntegerAllNone { .. } if value.as_integer().is_none() => Err(wrong("a whole number, \"all\" or \"none\"", value)),
+        Kind::Integer { min, max } | Kind::IntegerOrNone { min, max } | Kind::IntegerAllNone { min, max } => {
             let integer = value.as_integer().ok_or_else(|| wrong("a whole number", value))?;
             let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|n| (min..=max).contains(n));
             number.map(Value::Number).ok_or_else(|| format!("must lie between {min} and {max}, this is {integer}"))

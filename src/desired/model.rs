@@ -457,6 +457,26 @@ pub struct Discord {
     pub webhook_file: Option<PathBuf>,
 }
 
+/// `[metrics]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MetricsOptions {
+    /// `tenants`.
+    pub tenants: MetricsOf,
+}
+
+/// Which tenants have metrics of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricsOf {
+    /// All.
+    #[default]
+    All,
+    /// None.
+    None,
+    /// So many: those with the most requests of late.
+    Busiest(u32),
+}
+
 /// `[snapshots]`: how many of each tenant's are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshots {
@@ -523,6 +543,9 @@ pub struct Desired {
     pub gitops: Option<GitOps>,
     /// `[admin]`, if there is one.
     pub admin: Option<Admin>,
+    /// `[metrics]`.
+    #[serde(default)]
+    pub metrics: MetricsOptions,
     /// `[alerts]`.
     pub alerts: Alerts,
     /// `[snapshots]`.

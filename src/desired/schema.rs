@@ -80,6 +80,9 @@ fn of_kind(kind: Kind) -> Json {
         Kind::IntegerOrNone { min, max } => {
             json!({ "anyOf": [{ "type": "integer", "minimum": min, "maximum": max }, { "const": "none" }] })
         }
+        Kind::IntegerAllNone { min, max } => {
+            json!({ "anyOf": [{ "type": "integer", "minimum": min, "maximum": max }, { "enum": ["all", "none"] }] })
+        }
         Kind::Flag => json!({ "type": "boolean" }),
         // JSON has no date; editors hand a TOML date over as a string of this format.
         Kind::Moment => json!({ "type": "string", "format": "date-time" }),
@@ -135,7 +138,9 @@ pub fn reference_markdown() -> String {
                 Kind::Size { min, max } | Kind::SizeOrNone { min, max } => {
                     format!("{}; {} to {}", key.doc, size_text(min), size_text(max))
                 }
-                Kind::Integer { min, max } | Kind::IntegerOrNone { min, max } => format!("{}; {min} to {max}", key.doc),
+                Kind::Integer { min, max } | Kind::IntegerOrNone { min, max } | Kind::IntegerAllNone { min, max } => {
+                    format!("{}; {min} to {max}", key.doc)
+                }
                 Kind::Duration { min, max } | Kind::DurationOrOff { min, max } => {
                     format!("{}; {} to {}", key.doc, duration_text(min), duration_text(max))
                 }

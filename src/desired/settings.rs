@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    AccessLog, Admin, Alerts, Algorithm, Backup, Desired, Discord, GitOps, IsolationMode, JwtKey, KeySource, Levels, PortRange, Proxy,
-    Snapshots, SqSource, TlsFiles,
+    AccessLog, Admin, Alerts, Algorithm, Backup, Desired, Discord, GitOps, IsolationMode, JwtKey, KeySource, Levels, MetricsOf,
+    MetricsOptions, PortRange, Proxy, Snapshots, SqSource, TlsFiles,
     fields::Fields,
     files::{NamedFile, Use},
     keys,
@@ -60,6 +60,7 @@ pub(super) fn build(root: &Fields, text: &str, dir: &Path, found: &mut Vec<Findi
         require_reviewed_hash: agent.flag("require_reviewed_hash").unwrap_or(false),
         disk_reserve: agent.number_or_none("disk_reserve").unwrap_or(Some(DEFAULT_DISK_RESERVE)),
         sq: build.sq(&table("sq", &keys::SQ)),
+        metrics: metrics(&table("metrics", &keys::METRICS)),
         alerts: build.alerts(&table("alerts", &keys::ALERTS)),
         snapshots: snapshots(&table("snapshots", &keys::SNAPSHOTS)),
         tenants: tenants::tenants(root, &tiers, (given, agent.span_of("ports")), build.found),
@@ -306,6 +307,15 @@ fn access_log(fields: Option<&Fields>) -> AccessLog {
         max_age: number("max_age").unwrap_or(max_age),
         keep: number("keep").and_then(|count| u32::try_from(count).ok()).unwrap_or(keep),
     }
+}
+
+fn metrics(fields: &Fields) -> MetricsOptions {
+    let tenants = match fields.number_or_none("tenants") {
+        None | Some(None) => MetricsOf::All,
+        Some(Some(0)) => MetricsOf::None,
+        Some(Some(most)) => MetricsOf::Busiest(u32::try_from(most).unwrap_or(u32::MAX)),
+    };
+    MetricsOptions { tenants }
 }
 
 fn snapshots(fields: &Fields) -> Snapshots {

@@ -2,6 +2,8 @@
 
 use std::{fs, io};
 
+use super::procfs;
+
 /// What a process was found to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
@@ -25,6 +27,13 @@ pub fn memory(pid: u32, last: Option<Memory>) -> io::Result<Memory> {
     }
     let pss = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok().and_then(|text| parse_pss(&text));
     Ok(Memory { bytes: pss.unwrap_or(resident * rustix::param::page_size() as u64), resident })
+}
+
+/// CPU time that a process has used since it began, all its threads together, microseconds. An error means that it has ended.
+pub fn cpu_us(pid: u32) -> io::Result<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    let ticks = procfs::parse_cpu_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(ticks.saturating_mul(1_000_000) / rustix::param::clock_ticks_per_second().max(1))
 }
 
 /// `Pss:  163 kB` in smaps_rollup, in bytes. A zombie's file has no such line.
@@ -66,6 +75,15 @@ mod tests {
     fn this_process_uses_some_memory_and_a_dead_one_is_an_error() {
         assert!(memory(std::process::id(), None).unwrap().bytes > 100_000);
         assert!(memory(4_194_304, None).is_err());
+    }
+
+    #[test]
+    fn a_process_that_works_uses_cpu_time_and_a_dead_one_is_an_error() {
+        let (before, started) = (cpu_us(std::process::id()).unwrap(), Instant::now());
+        while cpu_us(std::process::id()).unwrap() < before + 30_000 {
+            assert!(started.elapsed() < Duration::from_secs(60));
+        }
+        assert!(cpu_us(4_194_304).is_err());
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::{
     proxy_header::{self, BadHeader},
     tls::ACME_TLS,
 };
+use crate::route::Handshake;
 
 /// A TLS handshake takes three packets; a phone on a bad line, some seconds.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -42,19 +43,20 @@ pub(crate) async fn peer(stream: &mut TcpStream, address: SocketAddr, front: &Fr
 pub(crate) async fn arrive(mut stream: TcpStream, address: SocketAddr, live: &Live, handshakes: &Arc<Handshakes>) -> Option<Arrived> {
     let mut place = handshakes.begin();
     let arriving = async {
-        let peer = peer(&mut stream, address, &live.front).await.map_err(|error| error.to_string())?;
+        let peer = peer(&mut stream, address, &live.front).await.map_err(|error| (Handshake::Failed, error.to_string()))?;
         let acceptor = TlsAcceptor::from(Arc::clone(&live.tls));
-        let mut stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
+        let mut stream = acceptor.accept(stream).await.map_err(|error| (Handshake::Failed, error.to_string()))?;
         // Whoever looks for a challenge has seen it by now, and may ask for nothing (RFC 8737, section 3).
         if stream.get_ref().1.alpn_protocol() == Some(ACME_TLS) {
             let _ = stream.shutdown().await;
-            return Err("it looked for an ACME challenge".to_owned());
+            return Err((Handshake::Challenge, "it looked for an ACME challenge".to_owned()));
         }
         Ok(Arrived { stream, peer })
     };
     let arrived = tokio::select! {
-        arrived = timeout(HANDSHAKE, arriving) => arrived.unwrap_or_else(|_| Err("too slow".to_owned())),
-        () = place.lost() => Err("others need its place".to_owned()),
+        arrived = timeout(HANDSHAKE, arriving) => arrived.unwrap_or_else(|_| Err((Handshake::Slow, "too slow".to_owned()))),
+        () = place.lost() => Err((Handshake::Displaced, "others need its place".to_owned())),
     };
-    arrived.inspect_err(|why| tracing::debug!(peer = %address, why, "no TLS handshake")).ok()
+    live.meters.note_handshake(arrived.as_ref().map_or_else(|(came_to, _)| *came_to, |_| Handshake::Done));
+    arrived.inspect_err(|(_, why)| tracing::debug!(peer = %address, why, "no TLS handshake")).ok()
 }

@@ -7,7 +7,7 @@ use crate::{desired::TenantId, proxy::settings::Settings};
 /// Raised when either end would no longer understand the other's words. Two are for ever, so that a proxy of any version can be replaced:
 /// [`ToProxy::Shutdown`], and of [`Hello`] `pid`, `side`, `listeners`, `protocol` and `retiring`. More fields may join them; those of a version
 /// that lacks them count as 0, no, or unknown.
-pub(crate) const PROTOCOL: u32 = 4;
+pub(crate) const PROTOCOL: u32 = 5;
 
 /// Agent to proxy.
 #[derive(Debug, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub(crate) enum ToProxy {
     Guard,
     /// Write the access log there from now on, and answer [`ToAgent::AccessLog`]. Descriptor: the file, for append.
     AccessLog,
-    /// Serve by these from now on. Descriptors: `listeners` listeners, the last `plain` of them for plain HTTP; the route table, the activity page.
+    /// Serve by these from now on. Descriptors: `listeners` listeners, the last `plain` of them for plain HTTP; the route table, the activity page, the page of metrics.
     Settings {
         settings: Box<Settings>,
         listeners: usize,

@@ -158,11 +158,10 @@ pub(crate) fn is_owner(stream: &impl AsFd, owner: u32) -> bool {
     peer == Ok(owner)
 }
 
-/// The descriptors of settings: listeners, the route table, the activity page.
-pub(crate) fn settings_descriptors(decoder: &mut Decoder, listeners: usize) -> Result<(Vec<OwnedFd>, OwnedFd, OwnedFd), WireError> {
-    let mut descriptors = decoder.descriptors(listeners.saturating_add(2))?;
-    match (descriptors.pop(), descriptors.pop()) {
-        (Some(activity), Some(routes)) => Ok((descriptors, routes, activity)),
-        _ => Err(WireError::MissingDescriptors(2)),
-    }
+/// The descriptors of settings: listeners; the route table, the activity page, the page of metrics.
+pub(crate) fn settings_descriptors(decoder: &mut Decoder, listeners: usize) -> Result<(Vec<OwnedFd>, [OwnedFd; 3]), WireError> {
+    let mut descriptors = decoder.descriptors(listeners.saturating_add(3))?;
+    let pages = descriptors.split_off(listeners);
+    let missing = |pages: Vec<_>| WireError::MissingDescriptors(3 - pages.len());
+    Ok((descriptors, pages.try_into().map_err(missing)?))
 }

@@ -53,10 +53,10 @@ pub(crate) fn take(
     (listeners, plain): (usize, usize),
     decoder: &mut Decoder,
 ) -> Result<Result<Received, BadSettings>, WireError> {
-    let (mut tls, routes, activity) = settings_descriptors(decoder, listeners)?;
+    let (mut tls, [routes, activity, meters]) = settings_descriptors(decoder, listeners)?;
     let plain = tls.split_off(listeners.saturating_sub(plain));
     let listeners = Listeners { tls, plain };
-    Ok(Live::new(settings, routes, activity).map(|live| Received { live, listeners }))
+    Ok(Live::new(settings, routes, activity, meters).map(|live| Received { live, listeners }))
 }
 
 /// Waits for an agent and hears its first words; an agent that goes away before the end is followed by another.

@@ -6,13 +6,13 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
 use tokio::{sync::oneshot, time};
 
-use super::{classify::Kind, problem::Problem};
+use super::{classify::Kind, measure::Counted, problem::Problem};
 
 /// Longest wait for a turn. sq gives up on one request after 32 s, so whoever waits longer than this waits behind several slow ones.
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -47,8 +47,8 @@ pub(crate) struct Turn {
 }
 
 impl Lane {
-    /// Waits for a turn. `bounded` is false for those that waited for the instance already: they were counted there.
-    pub(crate) async fn enter(self: &Arc<Self>, kind: Kind, width: Width, bounded: bool) -> Result<Turn, Problem> {
+    /// Waits for a turn, and is one of `queued` meanwhile. `bounded` is false for those that waited for the instance already: they were counted there.
+    pub(crate) async fn enter(self: &Arc<Self>, kind: Kind, width: Width, bounded: bool, queued: &AtomicU64) -> Result<Turn, Problem> {
         let turn = {
             let mut state = self.lock();
             state.reads = width.reads.max(1);
@@ -63,6 +63,7 @@ impl Lane {
             state.queue(kind).push_back(sender);
             receiver
         };
+        let _counted = Counted::new(queued);
         match time::timeout(MAX_WAIT, turn).await {
             Ok(Ok(turn)) => Ok(turn),
             Ok(Err(_)) | Err(_) => Err(Problem::QueueTimeout),
@@ -174,7 +175,7 @@ mod tests {
     const WIDTH: Width = Width { reads: 2, queue: 2 };
 
     async fn enter(lane: &Arc<Lane>, kind: Kind) -> Result<Turn, Problem> {
-        lane.enter(kind, WIDTH, true).await
+        lane.enter(kind, WIDTH, true, &AtomicU64::new(0)).await
     }
 
     #[tokio::test(flavor = "current_thread")]

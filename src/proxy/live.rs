@@ -14,7 +14,7 @@ use super::{
     webhook::Seal,
 };
 use crate::{
-    route::{Activity, Side, TableError, TableReader},
+    route::{Activity, Meters, Side, TableError, TableReader},
     secret::Secret,
 };
 
@@ -39,6 +39,7 @@ pub(crate) struct Live {
     pub(crate) keys_renew: bool,
     pub(crate) routes: TableReader,
     pub(crate) activity: Activity,
+    pub(crate) meters: Meters,
     pub(crate) instance_secret: Secret,
     pub(crate) side: Side,
     /// By which a webhook is known.
@@ -52,13 +53,14 @@ pub(crate) struct Live {
 
 impl Live {
     /// Checks everything before anything changes.
-    pub(crate) fn new(settings: &Settings, routes: OwnedFd, activity: OwnedFd) -> Result<Self, BadSettings> {
+    pub(crate) fn new(settings: &Settings, routes: OwnedFd, activity: OwnedFd, meters: OwnedFd) -> Result<Self, BadSettings> {
         Ok(Self {
             tls: tls::server_config(&settings.tls_cert_pem, settings.tls_key_pem.expose(), &settings.front.challenges)?,
             auth: Authenticator::new(Keys::new(&settings.token_keys)?),
             keys_renew: settings.keys_renew,
             routes: TableReader::map(routes)?,
             activity: Activity::map(activity)?,
+            meters: Meters::map(meters)?,
             instance_secret: settings.instance_secret.clone(),
             side: Side::from_number(settings.side).ok_or(BadSettings::Side(settings.side))?,
             webhook: settings.webhook_secret.as_ref().map(Seal::new),

@@ -39,6 +39,7 @@ mod lane;
 mod listen;
 mod live;
 mod log_shelf;
+mod measure;
 mod neighbours;
 mod network;
 mod park;

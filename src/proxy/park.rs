@@ -118,6 +118,11 @@ impl Parking {
         }
     }
 
+    /// Requests that wait now.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     fn place<'a>(&'a self, tenant: &'a Tenant, state: RouteState) -> Result<Place<'a>, Problem> {
         let in_all = self.waiting.fetch_add(1, Ordering::Relaxed);
         let of_tenant = tenant.parked.fetch_add(1, Ordering::Relaxed);

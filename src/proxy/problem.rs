@@ -323,6 +323,12 @@ mod tests {
             Problem::TableBusy,
             Problem::BadAnswer,
             Problem::UpstreamTimeout,
+            Problem::NoMemory { needs: 2 << 20, limit: 1 << 20 },
+            Problem::NoRoom,
+            Problem::NotStored,
+            Problem::NotApplied,
+            Problem::Files,
+            Problem::NoGuard,
             Problem::Webhook(NotTaken::Method),
             Problem::Webhook(NotTaken::Unsigned),
             Problem::Webhook(NotTaken::WrongSignature),
@@ -345,6 +351,14 @@ mod tests {
             assert_eq!(body["type"], format!("urn:sq-agent:problem:{}", problem.slug()));
             assert!(body["title"].as_str().is_some_and(|text| !text.is_empty()), "{problem:?}");
             assert!(body["detail"].as_str().is_some_and(|text| !text.is_empty()), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn every_refusal_has_a_place_on_the_page_of_metrics() {
+        use crate::route::{OTHER_REASONS, TENANT_REASONS};
+        for problem in all() {
+            assert!(TENANT_REASONS.contains(&problem.slug()) || OTHER_REASONS.contains(&problem.slug()), "{problem:?}");
         }
     }
 

@@ -24,7 +24,7 @@ use super::{
     first_words::{self, First, Received, take},
     guardian::Guardian,
     live::Current,
-    network,
+    measure, network,
     park::Parking,
     request_id::RequestIds,
     sandbox::{self, SandboxError},
@@ -40,9 +40,6 @@ use crate::telemetry;
 
 /// Nudges that may wait for the agent; more are dropped.
 const NUDGES: usize = 1_024;
-
-/// How often lost lines of the access log are counted.
-const COUNT: Duration = Duration::from_secs(1);
 
 /// After so many turns each thread looks at the network, however much there is to do: with turns of up to 100 µs (see `answer`), every few
 /// milliseconds is too rarely for who asks for little.
@@ -148,12 +145,15 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
         webhooks: Webhooks::new(Arc::clone(&pushes)),
         guardian: Guardian::new(guard, lost).map_err(doing("talk to its guard"))?,
         body_memory: Arc::default(),
+        connections: AtomicU64::new(0),
+        queued: AtomicU64::new(0),
         in_flight: Arc::new(AtomicU64::new(0)),
         cut: Arc::default(),
     });
     let for_ticker = Arc::clone(&shared);
     let ticker = tokio::spawn(Arc::clone(&shared.parking).tick(move || for_ticker.live.get().routes.generation()));
-    let counting = tokio::spawn(count_lost_lines(Arc::clone(&shared)));
+    let counted = Arc::clone(&shared);
+    let counting = tokio::spawn(async move { measure::tell(&counted).await });
     let mut server = Server::new(shared, descriptors);
     server.listen(received.listeners).map_err(doing("listen"))?;
     let news = News { nudges: nudged, unknown_kids, lost: guard_lost, pushes };
@@ -166,17 +166,6 @@ async fn serve(control: UnixListener, first: First, mut hello: Hello, descriptor
     ticker.abort();
     counting.abort();
     Ok(())
-}
-
-/// Says on the activity page how many lines of the access log were lost.
-async fn count_lost_lines(shared: Arc<Shared>) {
-    loop {
-        tokio::time::sleep(COUNT).await;
-        match shared.log.take_lost() {
-            0 => {}
-            lost => shared.live.get().activity.note_lost_lines(lost),
-        }
-    }
 }
 
 /// Does as the agents say, to the end. Returns how many requests did not finish in time.

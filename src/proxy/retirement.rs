@@ -13,7 +13,7 @@ use super::{
     supervisor::{ProxyEvent, nudge},
 };
 use crate::framed::ControlError;
-use crate::route::{Activity, Side};
+use crate::route::{Activity, Meters, Side};
 
 /// A proxy that retires may finish what is in flight for so long: the longest answer of sq takes 32 s, nearly all take milliseconds.
 pub(super) const RETIRE: Duration = Duration::from_secs(30);
@@ -33,6 +33,7 @@ pub(super) enum Farewell {
 #[derive(Clone)]
 pub(super) struct Escort {
     pub(super) activity: Arc<Activity>,
+    pub(super) meters: Arc<Meters>,
     pub(super) events: mpsc::Sender<ProxyEvent>,
     /// Less time for all who leave: the agent ends too.
     pub(super) hurry: watch::Receiver<Option<Duration>>,
@@ -49,6 +50,7 @@ impl Escort {
         let cut = self.last_words(&mut proxy).await;
         let exit = proxy.gone_within(Duration::ZERO).await;
         self.activity.clear_side(proxy.side);
+        self.meters.clear_side(proxy.side);
         let pid = proxy.hello.pid;
         tracing::info!(pid, exit, cut, "the old proxy is gone");
         if how != Farewell::Unborn {

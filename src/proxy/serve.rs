@@ -22,6 +22,7 @@ use super::{
     gate::Gate,
     handshakes::Handshakes,
     head::MAX_HEAD,
+    measure::Counted,
     neighbours::Neighbours,
     plain,
     service::{Shared, handle},
@@ -219,15 +220,18 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiv
         match listener.accept().await {
             Ok((stream, peer)) => {
                 // Behind a load balancer all come from one address.
-                let is_balancer = shared.live.get().front.trusted.has(peer.ip().to_canonical());
+                let live = shared.live.get();
+                let is_balancer = live.front.trusted.has(peer.ip().to_canonical());
                 let seat = if is_balancer { None } else { places.neighbours.enter(peer.ip()) };
+                live.meters.note_connection(seat.is_some() || is_balancer);
                 if seat.is_none() && !is_balancer {
                     tracing::debug!(%peer, "an address has as many connections as it may");
                     continue;
                 }
                 let (shared, phase, handshakes) = (Arc::clone(&shared), phase.clone(), Arc::clone(&places.handshakes));
                 tokio::spawn(async move {
-                    let _places = (place, seat);
+                    let here = Arc::clone(&shared);
+                    let _places = (place, seat, Counted::new(&here.connections));
                     connection(stream, peer, shared, phase, handshakes).await;
                 });
             }

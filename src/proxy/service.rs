@@ -30,6 +30,7 @@ use super::{
     in_flight::InFlight,
     lane::{Turn, Width},
     live::{Current, Live},
+    measure::{self, Known},
     park::{self, Avoid, Parking},
     problem::Problem,
     quota::{self, Allowance},
@@ -45,7 +46,7 @@ use super::{
 use crate::{
     desired::TenantId,
     guard::{Call, Durability, Target, wire::Write},
-    route::{Busy, Route, RouteState},
+    route::{Busy, Route, RouteState, SlotMeters},
 };
 
 /// What all requests share.
@@ -65,6 +66,10 @@ pub(crate) struct Shared {
     pub(crate) guardian: Guardian,
     /// Bytes of request bodies in memory.
     pub(crate) body_memory: Arc<AtomicU64>,
+    /// Clients of this process that are connected.
+    pub(crate) connections: AtomicU64,
+    /// Requests of this process that wait for their turn.
+    pub(crate) queued: AtomicU64,
     /// Requests of this process in flight to sq.
     pub(crate) in_flight: Arc<AtomicU64>,
     /// Requests that did not finish before this process had to end.
@@ -108,9 +113,7 @@ async fn answer(
         Ok(Reply::Local(response)) => (response.map(Bytes::from), None),
         Ok(Reply::Upstream { answer, held }) => from_sq(answer, held, &id),
         Err(problem) => {
-            if let Some(entry) = track.entry() {
-                entry.refused = Some(problem.slug());
-            }
+            track.refused(&shared, problem.slug());
             // What comes after a body that is none is nobody's.
             ends = problem.breaks_body() && !connection.is_multiplexed();
             let_finish(problem, &parts, body, &connection);
@@ -230,7 +233,9 @@ async fn serve(
         authorized = authorize(&live, parts, track);
     }
     track.authorized(began.elapsed());
-    let (who, route) = authorized?;
+    let how = authorized.as_ref().map(|(.., how)| *how).map_err(|problem| *problem);
+    measure::auth(how).into_iter().for_each(|number| live.meters.note_auth(number));
+    let (who, route, _) = authorized?;
     if let Some(refusal) = allowance.insert(admit(&live, &route)?).refusal() {
         return Err(refusal);
     }
@@ -260,15 +265,21 @@ fn guarded(kind: Kind, route: &Route, parts: &Parts) -> Result<Option<(Target, G
 }
 
 /// Whose request it is, and that they may come in.
-fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(TenantId, Route), Problem> {
+fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(TenantId, Route, Known), Problem> {
     let now = clock::unix_seconds(SystemTime::now());
     let mut belongs_to = |id: &TenantId| {
         if let Some(entry) = track.entry() {
             entry.tenant = Some(id.clone());
         }
     };
-    let (id, route) = match live.auth.authenticate(&parts.headers, now).map_err(Problem::Unauthorized)? {
-        Proof::Token(identity) => {
+    let proof = live.auth.authenticate(&parts.headers, now).map_err(Problem::Unauthorized)?;
+    let how = match &proof {
+        Proof::Token(_) => Known::TokenVerified,
+        Proof::Known(_) => Known::TokenCached,
+        Proof::ApiKey(_) => Known::ApiKey,
+    };
+    let (id, route) = match proof {
+        Proof::Token(identity) | Proof::Known(identity) => {
             belongs_to(&identity.id);
             let route = look(live, &identity.id)?;
             identity.not_revoked(route.tokens_valid_after).map_err(Problem::Unauthorized)?;
@@ -284,7 +295,7 @@ fn authorize(live: &Arc<Live>, parts: &Parts, track: &mut Track) -> Result<(Tena
     if route.state == RouteState::Suspended {
         return Err(Problem::Suspended);
     }
-    Ok((id, route))
+    Ok((id, route, how))
 }
 
 /// Whose API key has this SHA-256. A key that was taken out of tenants.toml is nobody's from the next publish on.
@@ -405,10 +416,20 @@ impl Visit<'_> {
             let deadline = *deadline.get_or_insert(now + park::MAX_WAIT);
             self.nudge(NudgeReason::Parked);
             let look = || look(&self.shared.live.get(), self.who);
-            *route = self.shared.parking.wait(self.tenant, route.state, avoid.copied(), deadline, look).await?;
+            *route = self.parked(route, self.shared.parking.wait(self.tenant, route.state, avoid.copied(), deadline, look)).await?;
         }
         let width = Width { reads: route.limits.concurrency, queue: route.limits.queue };
-        self.tenant.lane.enter(self.kind, width, deadline.is_none()).await
+        self.tenant.lane.enter(self.kind, width, deadline.is_none(), &self.shared.queued).await
+    }
+
+    /// Counts a wait for an instance.
+    async fn parked<T>(&self, route: &Route, wait: impl Future<Output = T>) -> T {
+        let (live, began) = (self.shared.live.get(), Instant::now());
+        let meters = live.meters.slot(route.slot);
+        meters.into_iter().for_each(SlotMeters::note_parked);
+        let waited = wait.await;
+        meters.into_iter().for_each(|meters| meters.note_parked_for(began.elapsed()));
+        waited
     }
 
     /// Sends a request. A write is a task of its own: when its client goes away, the exchange still ends, and the lane is held until it has. A

@@ -145,10 +145,12 @@ impl Keeper {
             match standing {
                 Standing::Nobody => self.free(side),
                 Standing::Silent => {
-                    let (path, activity) = (control_path(&self.config.state_dir, side), self.config.activity.clone());
+                    let path = control_path(&self.config.state_dir, side);
+                    let (activity, meters) = (self.config.activity.clone(), self.config.meters.clone());
                     self.leaving.spawn(async move {
                         until_silence_ends(&path, RETIRE).await;
                         activity.clear_side(side);
+                        meters.clear_side(side);
                         side
                     });
                 }
@@ -172,6 +174,7 @@ impl Keeper {
     /// A dead proxy's side: what it counted is nobody's any more.
     fn free(&mut self, side: Side) {
         self.config.activity.clear_side(side);
+        self.config.meters.clear_side(side);
         self.taken[side as usize] = false;
     }
 
@@ -181,8 +184,9 @@ impl Keeper {
 
     fn see_off(&mut self, proxy: Proxy, how: Farewell) {
         tracing::info!(pid = proxy.hello.pid, version = proxy.hello.version, ?how, "a proxy leaves");
-        let (activity, events) = (self.config.activity.clone(), self.config.events.clone());
-        self.leaving.spawn(Escort { activity, events, hurry: self.hurry.subscribe() }.see_off(proxy, how));
+        let SupervisorConfig { activity, meters, events, .. } = &self.config;
+        let (activity, meters, events) = (activity.clone(), meters.clone(), events.clone());
+        self.leaving.spawn(Escort { activity, meters, events, hurry: self.hurry.subscribe() }.see_off(proxy, how));
     }
 
     /// A new proxy that serves, once a side is free; `None` if the agent says stop meanwhile.
@@ -224,9 +228,9 @@ impl Keeper {
     async fn bear(&mut self, side: Side) -> Result<Proxy, SupervisorError> {
         self.listen_anew().await;
         let settings = self.settings(side);
-        let activity = self.config.activity.share()?;
+        let (activity, meters) = (self.config.activity.share()?, self.config.meters.share()?);
         let mut descriptors: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
-        descriptors.extend([self.config.routes.as_fd(), activity.as_fd()]);
+        descriptors.extend([self.config.routes.as_fd(), activity.as_fd(), meters.as_fd()]);
         let SupervisorConfig { state_dir, exe, network, .. } = &self.config;
         self.taken[side as usize] = true;
         match birth::bear(
@@ -367,9 +371,9 @@ impl Keeper {
     async fn send_settings(&mut self, proxy: &Proxy) -> Result<(), SupervisorError> {
         self.listen_anew().await;
         let settings = self.settings(proxy.side);
-        let activity = self.config.activity.share()?;
+        let (activity, meters) = (self.config.activity.share()?, self.config.meters.share()?);
         let mut descriptors: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
-        descriptors.extend([self.config.routes.as_fd(), activity.as_fd()]);
+        descriptors.extend([self.config.routes.as_fd(), activity.as_fd(), meters.as_fd()]);
         Ok(send(&proxy.stream, &settings, &descriptors).await?)
     }
 

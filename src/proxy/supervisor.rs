@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     desired::{AccessLog, TenantId},
-    route::{Activity, Side},
+    route::{Activity, Meters, Side},
 };
 
 /// What the supervisor needs.
@@ -45,6 +45,8 @@ pub struct SupervisorConfig {
     pub routes: OwnedFd,
     /// The activity page.
     pub activity: Arc<Activity>,
+    /// The page of metrics.
+    pub meters: Arc<Meters>,
     /// What to serve by; each change is sent on. `side` is set here.
     pub settings: watch::Receiver<Arc<Settings>>,
     /// When the access log is rotated, and what is kept.

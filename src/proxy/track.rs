@@ -10,6 +10,7 @@ use super::{
     access_log::{AccessLog, Entry},
     connection::Busy,
     live::Live,
+    service::Shared,
 };
 use crate::route::SlotActivity;
 
@@ -37,6 +38,16 @@ impl Track {
     /// The request belongs to the tenant in `slot`.
     pub(crate) fn belongs_to(&mut self, live: &Arc<Live>, slot: u32) {
         self.slot = Some((Arc::clone(live), slot));
+    }
+
+    /// The proxy answers it itself. One of nobody known is counted as such.
+    pub(crate) fn refused(&mut self, shared: &Shared, reason: &'static str) {
+        if let Some(entry) = &mut self.entry {
+            entry.refused = Some(reason);
+        }
+        if self.slot.is_none() {
+            shared.live.get().meters.note_refusal(reason);
+        }
     }
 
     /// The answer's body goes out from here on.
@@ -84,8 +95,9 @@ impl Drop for Track {
             let (method, path, age_ms) = (entry.method.as_str(), entry.uri.path(), entry.total.as_millis());
             tracing::warn!(tenant, request_id = entry.request_id.as_str(), method, path, age_ms, "cut: it did not finish in time");
         }
-        if let Some(slot) = self.slot.as_ref().and_then(|(live, slot)| live.activity.slot(*slot)) {
-            settle(slot, &entry);
+        if let Some((live, slot)) = &self.slot {
+            live.activity.slot(*slot).into_iter().for_each(|slot| settle(slot, &entry));
+            live.meters.slot(*slot).into_iter().for_each(|meters| meters.note_answer(entry.total, entry.status, entry.refused));
         }
         self.log.log(entry);
     }

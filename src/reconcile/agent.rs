@@ -1,6 +1,6 @@
 //! The agent on a real host: drives the loop's logic by tokio's clock and channels.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -13,6 +13,7 @@ use crate::{
     },
     desired::Desired,
     instance::{Process, binary::SqBinary},
+    metrics::{Ask, Turns},
     observed::Moment,
     proxy::supervisor::ProxyEvent,
 };
@@ -46,8 +47,23 @@ pub struct Inputs {
     pub questions: mpsc::Receiver<Asked>,
     /// From the page.
     pub looks: mpsc::Receiver<Look>,
+    /// From who asks for metrics.
+    pub metrics: mpsc::Receiver<Ask>,
     /// SIGHUP, and the end.
     pub signals: mpsc::Receiver<Signal>,
+}
+
+/// What a turn of the loop is about.
+enum News {
+    Event(Box<HostEvent>),
+    Changed,
+    Proxy(ProxyEvent),
+    Admin(AdminStatus),
+    Question(Asked),
+    Look(Look),
+    Metrics(Ask),
+    Signal(Signal),
+    Wake,
 }
 
 /// What a signal asks for.
@@ -66,6 +82,8 @@ impl Agent {
     /// After [`Signal::HandOver`] everything goes on, its rows stay in force, and nothing of this agent acts any more.
     pub async fn run(mut self, mut inputs: Inputs) -> Self {
         let mut waiting = HashMap::new();
+        let mut turns = Turns::default();
+        let mut began = Instant::now();
         loop {
             let now = Moment::now();
             self.core.round(now);
@@ -86,35 +104,45 @@ impl Agent {
                 return self;
             }
             let wake = tokio::time::sleep(now.until(self.core.wake_at()));
-            tokio::select! {
-                Some(event) = inputs.events.recv() => {
+            turns.note(began.elapsed());
+            let news = tokio::select! {
+                Some(event) = inputs.events.recv() => News::Event(Box::new(event)),
+                Some(()) = inputs.changed.recv() => News::Changed,
+                Some(event) = inputs.proxy.recv() => News::Proxy(event),
+                Some(stands) = inputs.admin.recv() => News::Admin(stands),
+                Some(asked) = inputs.questions.recv() => News::Question(asked),
+                Some(look) = inputs.looks.recv() => News::Look(look),
+                Some(ask) = inputs.metrics.recv() => News::Metrics(ask),
+                Some(signal) = inputs.signals.recv() => News::Signal(signal),
+                () = wake => News::Wake,
+            };
+            began = Instant::now();
+            match news {
+                News::Event(event) => {
                     let now = Moment::now();
-                    self.core.take_in(event, now);
+                    self.core.take_in(*event, now);
                     for _ in 1..BATCH {
                         let Ok(event) = inputs.events.try_recv() else { break };
                         self.core.take_in(event, now);
                     }
                 }
-                Some(()) = inputs.changed.recv() => self.core.reload(Moment::now()),
-                Some(event) = inputs.proxy.recv() => self.core.hear_proxy(event, Moment::now()),
-                Some(stands) = inputs.admin.recv() => self.core.hear_door(stands),
-                Some((question, answer)) = inputs.questions.recv() => {
-                    match self.core.answer(question, Moment::now()) {
-                        Reply::Now(said) => _ = answer.send(said),
-                        Reply::Later(number) => _ = waiting.insert(number, answer),
-                    }
-                }
-                Some(look) = inputs.looks.recv() => self.core.show(look, Moment::now()),
-                Some(signal) = inputs.signals.recv() => match signal {
-                    Signal::Reload => self.core.reload(Moment::now()),
-                    Signal::Stop => self.core.stop(Moment::now()),
-                    Signal::HandOver => {
-                        self.halt().await;
-                        self.core.say_goodbye();
-                        return self;
-                    }
+                News::Changed | News::Signal(Signal::Reload) => self.core.reload(Moment::now()),
+                News::Proxy(event) => self.core.hear_proxy(event, Moment::now()),
+                News::Admin(stands) => self.core.hear_door(stands),
+                News::Look(look) => self.core.show(look, Moment::now()),
+                News::Question((question, answer)) => match self.core.answer(question, Moment::now()) {
+                    Reply::Now(said) => _ = answer.send(said),
+                    Reply::Later(number) => _ = waiting.insert(number, answer),
                 },
-                () = wake => self.core.wake(Moment::now()),
+                // Who asked may be gone by now.
+                News::Metrics(ask) => _ = ask.send(Arc::new(self.core.snapshot(Moment::now(), turns))),
+                News::Signal(Signal::Stop) => self.core.stop(Moment::now()),
+                News::Signal(Signal::HandOver) => {
+                    self.halt().await;
+                    self.core.say_goodbye();
+                    return self;
+                }
+                News::Wake => self.core.wake(Moment::now()),
             }
         }
     }

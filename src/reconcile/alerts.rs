@@ -18,6 +18,7 @@ use crate::{
     instance::storage::DiskSpace,
     observed::{Known, Moment},
     proxy::front::Source,
+    route::Happened,
     store::rfc3339,
 };
 
@@ -215,6 +216,7 @@ impl<W: World> Core<W> {
 
     /// `id` met its memory limit, and was ended for it.
     pub(super) fn note_memory_kill(&mut self, id: &TenantId, how: &str) {
+        self.count(id, Happened::MemoryKill);
         let command = self.tail_of(id);
         self.note_for_alerts(Condition::warning(Key::tenant(Kind::OomKill, id), how, command));
     }

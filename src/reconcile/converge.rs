@@ -18,6 +18,7 @@ use crate::{
         scan::Found,
     },
     observed::{Known, Moment, State, StopReason},
+    route::Happened,
     store::StoreError,
 };
 
@@ -254,6 +255,7 @@ impl<W: World> Core<W> {
         let wait = known.back_off.not_before.map_or(0, |at| now.until(at).as_millis());
         tracing::warn!(tenant = %id, epoch, how, retry_in_ms = wait, "instance ended unasked");
         known.last_exit = Some(how.clone());
+        self.count(id, Happened::Crash);
         self.note_event(Some(id), "crashed", &how);
         self.note_crash_for_alerts(id, &how);
         if looping {

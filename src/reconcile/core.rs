@@ -109,6 +109,8 @@ pub struct Core<W: World> {
     pub(super) unproved: Vec<Unproved<W::Process>>,
     /// The next round plans for everybody.
     pub(super) replan: bool,
+    /// Actions in the last plan for everybody.
+    pub(super) planned: usize,
     pub(super) surveying: bool,
     /// The rows in the table are this agent's.
     settled: bool,
@@ -229,6 +231,7 @@ impl<W: World> Core<W> {
             draining: Vec::new(),
             unproved: Vec::new(),
             replan: true,
+            planned: 0,
             surveying: false,
             settled: false,
             phase: Phase::Serving,
@@ -299,6 +302,7 @@ impl<W: World> Core<W> {
         let touched = std::mem::take(&mut self.touched);
         if std::mem::take(&mut self.replan) {
             let actions = plan::plan(&self.desired, &self.observed, now);
+            self.planned = actions.len();
             self.note_held(actions.iter().find_map(|action| if let Action::Hold(held) = action { Some(held.clone()) } else { None }));
             self.alerting.planned();
             self.carry_out(actions, now);

@@ -124,6 +124,8 @@ pub struct Survey {
     pub found: Vec<Found>,
     /// Memory of each, by process id.
     pub memory: Vec<(u32, Memory)>,
+    /// CPU time that each has used since it began, by process id, microseconds.
+    pub cpu: Vec<(u32, u64)>,
     /// Tenants to whom a write broke off.
     pub in_doubt: Vec<TenantId>,
     /// What the phexts take of those who were to be measured, as far as time allowed.

@@ -106,6 +106,7 @@ impl<W: World> Core<W> {
 
     /// `id` has a slot: it counts from here on, unless the records say more.
     pub(super) fn meet(&mut self, id: &TenantId, slot: u32) {
+        self.world.reserve_slot(slot);
         let seen = self.seen(slot);
         self.history.book.meet(id, seen);
     }

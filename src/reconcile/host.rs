@@ -46,7 +46,7 @@ use crate::{
         ring::{self, Look, Ring},
         settings::Settings,
     },
-    route::{self, Activity, Route, Row, SlotActivity, SlotSnapshot, TableError, TableWriter},
+    route::{self, Activity, Happened, Meters, Route, Row, SlotActivity, SlotSnapshot, TableError, TableWriter},
     secret::Secret,
     snapshot::{Reason, RestoreOrder, SnapshotOrder},
     store::{self, InstanceRecord, Store, StoreError, TenantRecord, unix_now},
@@ -66,6 +66,8 @@ pub struct HostParts {
     pub table: TableWriter,
     /// The activity page.
     pub activity: Arc<Activity>,
+    /// The page of metrics.
+    pub meters: Arc<Meters>,
     /// From which each instance's key is derived.
     pub instance_secret: Secret,
     /// Where the proxy's settings go.
@@ -111,6 +113,8 @@ pub struct Host {
     alert: Option<Running>,
     /// Who sends alerts.
     sender: Sender,
+    /// It was said that some are not counted.
+    uncounted: bool,
 }
 
 impl Host {
@@ -136,6 +140,7 @@ impl Host {
             acme: None,
             alert: None,
             sender,
+            uncounted: false,
         };
         (host, events)
     }
@@ -512,6 +517,23 @@ impl World for Host {
         if let Some(slot) = self.parts.activity.slot(slot) {
             slot.reset();
         }
+        self.parts.meters.reset(slot);
+    }
+
+    fn reserve_slot(&mut self, slot: u32) {
+        if let Err(error) = self.parts.meters.reserve(slot)
+            && !std::mem::replace(&mut self.uncounted, true)
+        {
+            tracing::warn!(%error, "what the latest tenants do is missing in /metrics until the agent starts anew: make /dev/shm larger");
+        }
+    }
+
+    fn count(&mut self, slot: u32, what: Happened) {
+        self.parts.meters.slot(slot).into_iter().for_each(|slot| slot.note(what));
+    }
+
+    fn count_cpu(&mut self, slot: u32, epoch: u64, used_us: u64) {
+        self.parts.meters.slot(slot).into_iter().for_each(|slot| slot.note_cpu(epoch, used_us));
     }
 }
 

@@ -289,12 +289,13 @@ pub(super) fn survey(
             }
         }
         let memory = instances.iter().filter_map(|(&pid, &last)| Some((pid, usage::memory(pid, last).ok()?))).collect();
+        let cpu = instances.keys().filter_map(|&pid| Some((pid, usage::cpu_us(pid).ok()?))).collect();
         let found = scan::scan_strangers(&state_dir, |pid| instances.contains_key(&pid)).unwrap_or_else(|error| {
             tracing::warn!(%error, "/proc cannot be read");
             Vec::new()
         });
         let storage = measure_storage(&state_dir, storage);
-        let _ = reports.send(Event::Surveyed(Survey { found, memory, in_doubt, storage }));
+        let _ = reports.send(Event::Surveyed(Survey { found, memory, cpu, in_doubt, storage }));
     }
 }
 

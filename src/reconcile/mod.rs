@@ -1,7 +1,7 @@
 //! The loop: a pure plan from desired and observed, the logic around it, and the shell that does the work.
 //!
 //! Pure functions: [`plan`], [`guard`], [`backoff`], [`queue`], [`rows`], [`diff`], `health`, `port_book`, `recover`, `review`, `rollout`.
-//! Logic without I/O: [`core`] owns the state; `news` takes in what happened, `converge` carries out, `keeping` has snapshots taken and put back, `backups` has copies made off the host, `gitops` follows the repository, `certificates` watches their end, `room` watches the disk, `alerts` tells people, `history` keeps what is used and says what is to come, `shown` is what the page sees, `rebuild` has lost records back, all by the one trait [`world`].
+//! Logic without I/O: [`core`] owns the state; `news` takes in what happened, `converge` carries out, `keeping` has snapshots taken and put back, `backups` has copies made off the host, `gitops` follows the repository, `certificates` watches their end, `room` watches the disk, `alerts` tells people, `history` keeps what is used and says what is to come, `shown` is what the page sees, `metrics` says how all stands, `rebuild` has lost records back, all by the one trait [`world`].
 //! Shell: [`agent`] drives it by the clock, `host` is the real world, `lifecycle` holds the tasks.
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod host;
 pub mod intake;
 mod keeping;
 mod lifecycle;
+mod metrics;
 pub mod news;
 pub mod plan;
 pub mod port_book;

@@ -12,6 +12,7 @@ use crate::{
     instance::usage::Memory,
     observed::{Known, Moment, Running, State, StopReason},
     proxy::{NudgeReason, supervisor::ProxyEvent},
+    route::Happened,
     store::InstanceRecord,
 };
 
@@ -100,9 +101,13 @@ impl<W: World> Core<W> {
         let (Some(process), Some(known)) = (self.processes.get(id), self.observed.known.get_mut(id)) else { return };
         let running = Running { epoch, pid: process.pid(), program: known.launched.clone(), since: now, started_at };
         tracing::info!(tenant = %id, epoch, pid = running.pid, port = known.port, "instance is ready");
-        known.restarts += u64::from(known.started_before);
+        let again = known.started_before;
+        known.restarts += u64::from(again);
         known.started_before = true;
         known.state = State::Running(running);
+        if again {
+            self.count(id, Happened::Restart);
+        }
         self.touch(id);
         self.stop_if_ending(id, now);
     }
@@ -170,6 +175,9 @@ impl<W: World> Core<W> {
         // What was asked of an instance that is on its way out, or is another one by now, says nothing.
         if !matches!(&known.state, State::Running(running) if running.epoch == epoch) {
             return;
+        }
+        if !answered {
+            self.world.count(known.slot, Happened::FailedProbe);
         }
         let verdict = self.health.note(id, epoch, answered);
         match verdict {
@@ -247,6 +255,7 @@ impl<W: World> Core<W> {
         let strays: Vec<_> = survey.found.into_iter().filter(|found| !owner.contains_key(&found.pid) && self.is_stray(&found.id)).collect();
         self.memory = memory;
         self.note_peaks();
+        self.count_cpu(&survey.cpu);
         survey.in_doubt.iter().for_each(|id| self.doubt(id));
         self.note_storage(survey.storage);
         if !self.world.limits_memory() {

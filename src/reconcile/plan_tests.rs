@@ -29,6 +29,7 @@ fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {
         gitops: None,
         require_reviewed_hash: false,
         admin: None,
+        metrics: Default::default(),
         alerts: Alerts::default(),
         snapshots: crate::desired::Snapshots { hourly: 24, daily: 7, weekly: 4, max_size: 1 << 20 },
         tiers: Default::default(),

@@ -29,7 +29,7 @@ use crate::{
     },
     observed::{Moment, Restore},
     proxy::front::Source,
-    route::{Route, Row, SlotSnapshot, TableError},
+    route::{Happened, Route, Row, SlotSnapshot, TableError},
     snapshot::Reason,
     store::{self, InstanceRecord, StoreError, TenantRecord},
 };
@@ -174,6 +174,12 @@ pub trait World {
     fn activity_born(&self) -> u64;
     /// Those of them that were let in on `day` (days since 1970, UTC).
     fn requests_on(&self, slot: u32, day: u32) -> u32;
+    /// The tenant in `slot` is about to be told of to the proxies, which may count from then on.
+    fn reserve_slot(&mut self, slot: u32);
+    /// Counts what happened to the instance of the tenant in `slot`.
+    fn count(&mut self, slot: u32, what: Happened);
+    /// Counts what its start `epoch` has used of CPU time since it began, microseconds.
+    fn count_cpu(&mut self, slot: u32, epoch: u64, used_us: u64);
     /// Lines of the access log that the proxies could not write.
     fn lost_log_lines(&self) -> u64;
     /// What keeps instances apart on this host; `None` where nothing does.

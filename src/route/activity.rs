@@ -23,7 +23,10 @@ const BORN: usize = LINE;
 const LOST_LINES: usize = 7 * LINE;
 
 /// Version 1 had no claim to write.
-const ACTIVITY: Kind = Kind { magic: *b"sqactive", version: 2, words: HEADER_WORDS + SLOTS * LINE, capacity: SLOTS, mode: 0o600 };
+const ACTIVITY: Kind = Kind { magic: *b"sqactive", version: 2, words: WORDS, reserved: WORDS, capacity: SLOTS, mode: 0o600 };
+
+/// Words in the page: 2 MiB.
+const WORDS: usize = HEADER_WORDS + SLOTS * LINE;
 
 /// The mapped page.
 pub struct Activity {

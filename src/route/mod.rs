@@ -1,11 +1,13 @@
-//! The two shared pages between agent and proxy: the route table (agent -> proxy) and the activity page (proxy -> agent).
+//! The shared pages between agent and proxy: the route table (agent -> proxy), the activity page (proxy -> agent), and the page of metrics, by which
+//! nothing is decided.
 //!
-//! Both are fixed-size files on tmpfs whose every word is an `AtomicU64`:
+//! All are fixed-size files on tmpfs whose every word is an `AtomicU64`:
 //!
 //! - `page`: a mapped file as words, the only `unsafe`; `layout`: which word is what.
 //! - `protocol`: how one writer and many readers share two buffers without a lock.
 //! - `image`: the writer's private image, pure; [`TableWriter`] and [`TableReader`]: the two ends.
-//! - [`gcra`]: the rate limit, pure; `flight`: who is under way and who writes; [`SlotActivity`] and [`Activity`]: one tenant's line, and all of them.
+//! - [`gcra`]: the rate limit, pure; `flight`: who is under way and who writes; [`SlotActivity`] and [`Activity`]: one tenant's line, and all of them; [`Meters`]: what is
+//!   only counted.
 
 mod activity;
 mod error;
@@ -13,6 +15,7 @@ mod flight;
 pub mod gcra;
 mod image;
 mod layout;
+mod meters;
 mod page;
 mod protocol;
 mod reader;
@@ -25,6 +28,9 @@ pub use activity::{Activity, SLOTS};
 pub use error::{Busy, TableError};
 pub use flight::Side;
 pub use gcra::{Admission, decide};
+pub use meters::{
+    AUTHS, BUCKETS, Handshake, Happened, LATENCY, Meter, Meters, OTHER_REASONS, ProxyMeter, ProxyNow, SlotMeters, TENANT_REASONS,
+};
 pub use reader::{TableReader, TenantIdText};
 pub use slot::{SlotActivity, SlotSnapshot, day};
 pub use writer::TableWriter;

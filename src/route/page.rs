@@ -25,6 +25,8 @@ pub(super) struct Kind {
     pub(super) version: u64,
     /// Words in the file.
     pub(super) words: usize,
+    /// Words that have memory from the beginning; others are given it by [`reserve`].
+    pub(super) reserved: usize,
     /// Places or slots.
     pub(super) capacity: usize,
     /// Permissions of the file.
@@ -169,8 +171,8 @@ fn create(path: &Path, kind: &Kind, fill: impl FnOnce(&[AtomicU64])) -> Result<F
         .map_err(TableError::file("create", &unfinished))?;
     // The umask may have taken bits away.
     file.set_permissions(fs::Permissions::from_mode(kind.mode)).map_err(TableError::file("set the mode of", &unfinished))?;
-    // Reserve all of it now: on a full tmpfs a first touch later would be a SIGBUS in either process.
-    nix::fcntl::posix_fallocate(&file, 0, kind.bytes() as i64).map_err(TableError::file("reserve memory for", &unfinished))?;
+    file.set_len(kind.bytes() as u64).map_err(TableError::file("make room in", &unfinished))?;
+    allocate(&file, kind.reserved).map_err(TableError::file("reserve memory for", &unfinished))?;
     let mapping = MmapOptions::new().len(kind.bytes()).map_raw(&file).map_err(TableError::file("map", &unfinished))?;
     let page = Page { mapping, words: kind.words };
     fill(page.words());
@@ -179,6 +181,15 @@ fn create(path: &Path, kind: &Kind, fill: impl FnOnce(&[AtomicU64])) -> Result<F
     }
     fs::rename(&unfinished, path).map_err(TableError::file("put in place", path))?;
     Ok(file)
+}
+
+/// Gives memory to the first `words` of a page: on a full tmpfs a first touch later would be a SIGBUS in either process.
+pub(super) fn reserve(file: &File, words: usize) -> Result<(), TableError> {
+    allocate(file, words).map_err(TableError::file("reserve memory for", &name_of(file)))
+}
+
+fn allocate(file: &File, words: usize) -> io::Result<()> {
+    Ok(nix::fcntl::posix_fallocate(file, 0, (words * size_of::<AtomicU64>()) as i64)?)
 }
 
 /// A plain file of this user that no other may write.

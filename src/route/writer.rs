@@ -13,7 +13,8 @@ use super::protocol::{Shared, Shipped};
 use super::{Route, Row, TableError};
 
 /// The route table. Version 1 knew neither quotas nor [`Writes`](super::Writes).
-pub(super) const TABLE: Kind = Kind { magic: *b"sqroutes", version: 2, words: TABLE_WORDS, capacity: PLACES, mode: 0o640 };
+pub(super) const TABLE: Kind =
+    Kind { magic: *b"sqroutes", version: 2, words: TABLE_WORDS, reserved: TABLE_WORDS, capacity: PLACES, mode: 0o640 };
 
 /// The one writer of a route table. (That it is the only one is for its owner to see to: the agent holds a lock.)
 pub struct TableWriter {

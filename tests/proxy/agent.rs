@@ -171,6 +171,7 @@ async fn a_program_that_is_no_proxy_is_tried_again_ever_more_slowly_and_said() {
         kept: Vec::new(),
         routes: host.routes().await,
         activity: host.activity.clone(),
+        meters: host.meters.clone(),
         access_log: host.access_log.subscribe(),
         settings: host.settings.subscribe(),
         in_force: host.in_force.clone(),

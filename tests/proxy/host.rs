@@ -19,7 +19,7 @@ use sq_agent::{
         settings::{KeyForm, Settings, TokenKey},
         supervisor::{ProxyEvent, Supervisor, SupervisorConfig, SupervisorHandle},
     },
-    route::{Activity, RouteLimits, RouteState, Row, TableWriter, Writes},
+    route::{Activity, Meters, RouteLimits, RouteState, Row, TableWriter, Writes},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -48,6 +48,7 @@ pub struct Host {
     /// The plain port.
     pub plain: Option<SocketAddr>,
     pub activity: Arc<Activity>,
+    pub meters: Arc<Meters>,
     pub settings: watch::Sender<Arc<Settings>>,
     pub access_log: watch::Sender<AccessLog>,
     /// Those that are served by.
@@ -87,6 +88,8 @@ impl Host {
         let mut table = TableWriter::open(&dir.path().join("routes")).unwrap();
         table.publish(rows).unwrap();
         let activity = Arc::new(Activity::open(&dir.path().join("activity")).unwrap());
+        let meters = Arc::new(Meters::open(&dir.path().join("metrics")).unwrap());
+        rows.iter().for_each(|row| meters.reserve(row.slot).unwrap());
         let (settings, _) = watch::channel(Arc::new(settings));
         let (_, events) = mpsc::channel(1);
         let mut host = Self {
@@ -94,6 +97,7 @@ impl Host {
             address: ([127, 0, 0, 1], 0).into(),
             plain: plain.then_some(([127, 0, 0, 1], 0).into()),
             activity,
+            meters,
             settings,
             access_log: watch::Sender::new(AccessLog::default()),
             in_force: watch::Sender::new(None),
@@ -139,6 +143,7 @@ impl Host {
             kept: Vec::new(),
             routes: self.routes().await,
             activity: self.activity.clone(),
+            meters: self.meters.clone(),
             access_log: self.access_log.subscribe(),
             settings: self.settings.subscribe(),
             in_force: self.in_force.clone(),

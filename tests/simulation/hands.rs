@@ -28,7 +28,7 @@ use sq_agent::{
         event::{Change, Drain, Event, Unproved},
         world::{Memo, Records, Refusal, Start, World},
     },
-    route::{Route, Row, SlotSnapshot, TableError},
+    route::{Happened, Route, Row, SlotSnapshot, TableError},
     snapshot::Reason,
     store::{self, InstanceRecord, StoreError, TenantRecord},
 };
@@ -476,6 +476,13 @@ impl World for SimWorld {
     }
 
     fn place_proxy(&mut self, _pid: u32) {}
+
+    // Nothing follows from what is only counted.
+    fn reserve_slot(&mut self, _slot: u32) {}
+
+    fn count(&mut self, _slot: u32, _what: Happened) {}
+
+    fn count_cpu(&mut self, _slot: u32, _epoch: u64, _used_us: u64) {}
 
     fn reset_slot(&mut self, slot: u32) {
         self.act(Call::ResetSlot, |state| {

@@ -457,6 +457,7 @@ fn desired(tenants: impl Iterator<Item = Tenant>, number: u32, version: u32) -> 
         gitops: None,
         require_reviewed_hash: false,
         admin: None,
+        metrics: Default::default(),
         alerts: Alerts::default(),
         snapshots: Snapshots { hourly: 24, daily: 7, weekly: 4, max_size: 1 << 20 },
         tiers: BTreeMap::new(),

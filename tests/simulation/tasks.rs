@@ -244,7 +244,13 @@ impl State {
         self.send(
             agent,
             None,
-            Event::Surveyed(Survey { found, memory: Vec::new(), in_doubt: self.doubts.iter().cloned().collect(), storage: Vec::new() }),
+            Event::Surveyed(Survey {
+                found,
+                memory: Vec::new(),
+                cpu: Vec::new(),
+                in_doubt: self.doubts.iter().cloned().collect(),
+                storage: Vec::new(),
+            }),
         );
     }
 

@@ -361,7 +361,7 @@ impl Drop for Host {
         for seen in self.alive() {
             processes::signal(seen.pid, Signal::KILL);
         }
-        for kind in ["routes", "activity"] {
+        for kind in ["routes", "activity", "metrics"] {
             let _ = fs::remove_file(format!("/dev/shm/sq-agent-{}-{kind}", self.shared_pages));
         }
         if !std::thread::panicking() {

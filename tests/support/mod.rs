@@ -11,6 +11,7 @@ pub mod launch;
 pub mod ports;
 pub mod processes;
 pub mod receiver;
+pub mod scrape;
 pub mod tokens;
 pub mod wanted;
 pub mod work;

@@ -28,6 +28,7 @@ mod kills;
 mod limits;
 mod liveness;
 mod memory;
+mod metrics;
 mod page;
 mod rollout;
 mod secrets;

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::{
     Api, document,
     gate::{self, Shown, Way},
-    once,
+    metrics, once,
     problem::Problem,
 };
 use crate::{admin::question::Question, desired::TenantId, observed::monotonic, proxy::request_id::RequestId};
@@ -100,7 +100,9 @@ fn admit(api: &Api, way: Way, parts: &http::request::Parts) -> Result<(), Proble
     let Way::Tcp { peer, local } = way else { return Ok(()) };
     let settings = api.0.settings.borrow().clone().ok_or_else(Problem::stopping)?;
     gate::check_host(&parts.uri, &parts.headers, local, &settings.hosts)?;
-    let shown = gate::shown(&parts.headers, &settings.key);
+    let is_for_metrics = parts.uri.path() == metrics::PATH;
+    let shown = if is_for_metrics { gate::shown_for_metrics } else { gate::shown };
+    let shown = shown(&parts.headers, &settings.key);
     let now_ns = u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX);
     // It holds no invariant that a panic could break.
     let mut limiter = api.0.limiter.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -109,6 +111,7 @@ fn admit(api: &Api, way: Way, parts: &http::request::Parts) -> Result<(), Proble
     match shown {
         Shown::Key => Ok(()),
         Shown::Nothing if parts.uri.path() == document::PATH => Ok(()),
+        Shown::Nothing if is_for_metrics && gate::is_of_this_host(&parts.uri, &parts.headers, local, &settings.hosts) => Ok(()),
         Shown::Nothing => Err(Problem::unauthorized("send the key in the header X-Admin-API-Key, and nowhere else")),
         Shown::Wrong => {
             tracing::warn!(peer = %peer.ip(), path = parts.uri.path(), "the admin API was asked with a wrong key");

@@ -68,6 +68,29 @@ pub(super) fn shown(headers: &HeaderMap, key: &Secret) -> Shown {
     }
 }
 
+/// The same of whoever reads metrics. A Prometheus can send a key only as `Authorization: Bearer`, so there it counts as well.
+pub(super) fn shown_for_metrics(headers: &HeaderMap, key: &Secret) -> Shown {
+    let mut bearer = headers.get_all(header::AUTHORIZATION).iter();
+    let sent = match (shown(headers, key), bearer.next(), bearer.next()) {
+        (shown, None, _) => return shown,
+        (Shown::Nothing, Some(sent), None) => sent.as_bytes(),
+        _ => return Shown::Wrong,
+    };
+    let (scheme, token) = sent.split_at_checked(BEARER.len()).unwrap_or_default();
+    if scheme.eq_ignore_ascii_case(BEARER) && Secret::new(token.trim_ascii()) == *key { Shown::Key } else { Shown::Wrong }
+}
+
+const BEARER: &[u8] = b"Bearer ";
+/// What a proxy says of whoever it speaks for.
+const SPEAKS_FOR: [HeaderName; 3] = [header::FORWARDED, header::VIA, HeaderName::from_static("x-forwarded-for")];
+
+/// Whether a request comes from this very host, as far as that can be told: by loopback, and not through a proxy that listens elsewhere. `names`
+/// are those by which such a one asks.
+pub(super) fn is_of_this_host(uri: &Uri, headers: &HeaderMap, local: SocketAddr, names: &[String]) -> bool {
+    let spoken_for = SPEAKS_FOR.iter().any(|name| headers.contains_key(name));
+    local.ip().is_loopback() && !spoken_for && (names.is_empty() || check_host(uri, headers, local, &[]).is_ok())
+}
+
 /// Whether a request that came to a loopback address was meant for it. A page of a stranger's can have its own name lead to 127.0.0.1 (DNS
 /// rebinding), and then speaks with whatever listens there as with its own server; but the name in Host is still its own.
 ///
@@ -172,6 +195,48 @@ mod tests {
         assert_eq!(shown(&[]), Shown::Nothing);
         for wrong in [&["0123456789abcdef0123456789abcdee"][..], &[""], &["0123456789abcdef"], &[right, right], &[right, "x"]] {
             assert_eq!(shown(wrong), Shown::Wrong, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn metrics_are_shown_for_the_key_in_either_place_but_not_in_both() {
+        let right = "0123456789abcdef0123456789abcdef";
+        let key = Secret::new(right);
+        let shown = |own: &[&str], bearer: &[&str]| {
+            let mut headers = of(KEY, own);
+            headers.extend(of(header::AUTHORIZATION, bearer));
+            shown_for_metrics(&headers, &key)
+        };
+        let (good, lower) = (format!("Bearer {right}"), format!("bearer {right}"));
+        for (own, bearer) in [(&[right][..], &[][..]), (&[], &[good.as_str()]), (&[], &[lower.as_str()])] {
+            assert_eq!(shown(own, bearer), Shown::Key);
+        }
+        assert_eq!(shown(&[], &[]), Shown::Nothing);
+        for (own, bearer) in [
+            (&[right][..], &[good.as_str()][..]),
+            (&[], &[good.as_str(), good.as_str()]),
+            (&[], &[right]),
+            (&[], &["Bearer"]),
+            (&[], &["Bearer x"]),
+            (&[], &["Basic 0123456789abcdef0123456789abcdef"]),
+        ] {
+            assert_eq!(shown(own, bearer), Shown::Wrong, "{bearer:?}");
+        }
+    }
+
+    #[test]
+    fn who_comes_through_a_proxy_is_not_of_this_host() {
+        let names = ["admin.example.com".to_owned()];
+        let is_of_this_host = |fields: &[(HeaderName, &str)], local, names: &[String]| {
+            let headers = fields.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect();
+            is_of_this_host(&Uri::from_static("/metrics"), &headers, local, names)
+        };
+        let host = |host| (header::HOST, host);
+        assert!(is_of_this_host(&[host("localhost")], LOOPBACK, &[]) && is_of_this_host(&[host("127.0.0.1:3000")], LOOPBACK, &names));
+        assert!(!is_of_this_host(&[host("admin.example.com")], LOOPBACK, &names));
+        assert!(!is_of_this_host(&[host("localhost")], SocketAddr::from(([10, 0, 0, 1], 3_000)), &[]));
+        for name in SPEAKS_FOR {
+            assert!(!is_of_this_host(&[host("localhost"), (name, "10.0.0.9")], LOOPBACK, &[]));
         }
     }
 

@@ -11,6 +11,7 @@ mod deed;
 mod document;
 mod extract;
 mod gate;
+mod metrics;
 mod once;
 mod problem;
 mod read;
@@ -20,7 +21,7 @@ mod write;
 
 use std::sync::{Arc, Mutex};
 
-use axum::{Router, middleware};
+use axum::{Router, middleware, routing::get};
 use bytes::Bytes;
 use tokio::sync::{RwLock, watch};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -31,7 +32,7 @@ pub(super) use problem::Problem;
 pub(super) use visit::{body, is_key, key_mark, name, reason};
 
 use super::{question::Desk, settings::Settings};
-use crate::{desired::Desired, edit::Editor, proxy::request_id::RequestIds, secret::Secret};
+use crate::{desired::Desired, edit::Editor, metrics::Metrics, proxy::request_id::RequestIds, secret::Secret};
 
 /// What an [`Api`] needs.
 pub struct ApiParts {
@@ -43,6 +44,8 @@ pub struct ApiParts {
     pub editor: Editor,
     /// What of it is in force.
     pub in_force: watch::Receiver<Arc<Desired>>,
+    /// Answers scrapes.
+    pub metrics: Metrics,
     /// Of this host: what has to be kept of an answer is sealed by it.
     pub secret: Secret,
     /// Whether the agent makes way for another one.
@@ -73,6 +76,7 @@ struct Shared {
     editor: RwLock<Option<Editor>>,
     /// What is in force.
     in_force: watch::Receiver<Arc<Desired>>,
+    metrics: Metrics,
     /// Requests that are to be done once.
     once: once::Once,
     /// Whether the agent makes way for another one.
@@ -84,7 +88,7 @@ struct Shared {
 
 impl Api {
     pub(super) fn new(parts: ApiParts) -> Self {
-        let ApiParts { desk, settings, editor, in_force, secret, stage } = parts;
+        let ApiParts { desk, settings, editor, in_force, metrics, secret, stage } = parts;
         let ids = RequestIds::new(getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id())));
         let document = document::bytes(&routes().into_openapi());
         let once = once::Once::new(secret);
@@ -94,6 +98,7 @@ impl Api {
             limiter: Mutex::default(),
             editor: RwLock::new(Some(editor)),
             in_force,
+            metrics,
             once,
             stage,
             ids,
@@ -116,6 +121,7 @@ impl Api {
     pub(super) fn router(&self) -> Router {
         let (router, _) = routes().split_for_parts();
         router
+            .route(metrics::PATH, get(metrics::scrape))
             .fallback(|| async { Problem::of_status(http::StatusCode::NOT_FOUND) })
             .method_not_allowed_fallback(|| async { Problem::of_status(http::StatusCode::METHOD_NOT_ALLOWED) })
             .with_state(self.clone())

@@ -126,7 +126,7 @@ fn every_key_is_read_and_changes_what_is_desired() {
             (_, Kind::CpuOrNone) => "\"7%\"",
             (_, Kind::RateOrNone) => "\"7/h\"",
             ("port", _) => "10007",
-            (_, Kind::Integer { .. } | Kind::IntegerOrNone { .. }) => "7",
+            (_, Kind::Integer { .. } | Kind::IntegerOrNone { .. } | Kind::IntegerAllNone { .. }) => "7",
             (_, Kind::Flag) => "false",
             (_, Kind::Moment) => "2020-01-01T00:00:00Z",
             (_, Kind::Ports) => "\"2000-3000\"",

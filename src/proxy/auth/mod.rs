@@ -97,6 +97,8 @@ impl Identity {
 pub(crate) enum Proof {
     /// It has a token that is in force.
     Token(Identity),
+    /// The same, of a token that was verified before.
+    Known(Identity),
     /// It has a key with this SHA-256; the route table says whose that is.
     ApiKey([u8; 32]),
 }
@@ -121,7 +123,7 @@ impl Authenticator {
         };
         let digest = sha256(token);
         if let Some(identity) = self.proved.get(&digest) {
-            return identity.in_force(now).map(|()| Proof::Token(identity));
+            return identity.in_force(now).map(|()| Proof::Known(identity));
         }
         let identity = self.keys.verify(token)?;
         identity.in_force(now)?;

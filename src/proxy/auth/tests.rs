@@ -35,7 +35,7 @@ fn headers(token: &str) -> HeaderMap {
 /// Whose token this is, under these keys.
 fn who(auth: &Authenticator, headers: &HeaderMap, now: u64) -> Result<Identity, AuthError> {
     auth.authenticate(headers, now).map(|proof| match proof {
-        Proof::Token(identity) => identity,
+        Proof::Token(identity) | Proof::Known(identity) => identity,
         Proof::ApiKey(_) => panic!("an API key"),
     })
 }
