@@ -220,7 +220,8 @@ impl Term {
         });
         let (to_loop, loop_signals) = mpsc::channel(4);
         let settled = agent.settled();
-        let running = tokio::spawn(agent.run(Inputs { events, changed, proxy, admin, questions: asked, looks, metrics, signals: loop_signals }));
+        let running =
+            tokio::spawn(agent.run(Inputs { events, changed, proxy, admin, questions: asked, looks, metrics, signals: loop_signals }));
         Ok(Self { file, to_loop, running, settled, supervisor, doors, questions, upgrades, launcher, pages, successor: None })
     }
 

@@ -214,6 +214,20 @@ fn named(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
+fn dashboard_and_rules_name_only_metrics_that_there_are() {
+    let text = text(families(true), false);
+    let known = series(&text);
+    let read = |path: &str| std::fs::read_to_string(format!("{}/contrib/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    for path in ["grafana/sq-agent.json", "prometheus/rules.yml", "prometheus/rules_test.yml"] {
+        let file = read(path);
+        let names = named(&file);
+        assert!(names.len() > 5, "{path} names {names:?}");
+        let unknown: Vec<_> = names.difference(&known).collect();
+        assert!(unknown.is_empty(), "{path} names {unknown:?}, which /metrics has not");
+    }
+}
+
+#[test]
 fn the_readme_names_only_metrics_that_there_are() {
     let text = text(families(true), false);
     let known = series(&text);
