@@ -47,8 +47,8 @@ pub(super) struct Alerting {
     stirred: bool,
     /// What is known by now of a world that was new to this agent.
     known: Seen,
-    /// Why there is no sq.
-    sq_missing: Option<String>,
+    /// Which sq was looked for in vain last, and why.
+    sq_missing: Option<(String, String)>,
 }
 
 /// What was looked at since the agent started.
@@ -115,8 +115,8 @@ impl Alerting {
         self.known.keys = true;
     }
 
-    /// sq is there, or is not, and why.
-    pub(super) fn heard_of_sq(&mut self, missing: Option<String>) {
+    /// The desired sq is there, or is not: which, and why.
+    pub(super) fn heard_of_sq(&mut self, missing: Option<(String, String)>) {
         self.stirred |= self.sq_missing != missing;
         self.sq_missing = missing;
     }
@@ -261,7 +261,7 @@ impl<W: World> Core<W> {
         facts.conditions =
             conditions.into_iter().flatten().chain(self.gitops_troubles(unix_now)).chain(self.backup_troubles(unix_now)).collect();
         let Seen { plan, proxy, keys } = self.alerting.known;
-        let sq = self.programs.get(&self.program()).is_some() || self.alerting.sq_missing.is_some();
+        let sq = self.programs.get(&self.program()).is_some() || self.why_no_sq().is_some();
         let certificate = self.world.certificate().is_some();
         let known = [
             (Kind::RemovalsHeld, plan),
@@ -343,8 +343,14 @@ impl<W: World> Core<W> {
         Some(condition.patience(KEYS_PATIENCE))
     }
 
+    /// Why the desired sq is not there. Another one may be desired by now than the one that was looked for, and may have been there all along.
+    fn why_no_sq(&self) -> Option<&str> {
+        let (program, why) = self.alerting.sq_missing.as_ref()?;
+        (*program == self.program() && self.programs.get(program).is_none()).then_some(why)
+    }
+
     fn missing_sq(&self) -> Option<Condition> {
-        let why = self.alerting.sq_missing.as_ref()?;
+        let why = self.why_no_sq()?;
         let text = format!("what runs goes on, and nothing is started: {why}");
         Some(Condition::critical(Key::host(Kind::SqMissing), text, "sq-agent doctor"))
     }

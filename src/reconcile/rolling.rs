@@ -50,7 +50,7 @@ impl<W: World> Core<W> {
             Err(error) => {
                 tracing::error!(error, "sq cannot be had: what runs goes on, nothing is started; tried again in a minute");
                 self.note_event(None, "sq_missing", &error);
-                self.alerting.heard_of_sq(Some(error));
+                self.alerting.heard_of_sq(Some((identity.to_owned(), error)));
                 self.world.find_program(&source, RETRY);
             }
         }

@@ -48,6 +48,14 @@ fn a_million_seeds_break_no_rule_and_end_as_desired() {
     }
 }
 
+/// Each needed more than ten thousand others before it.
+#[test]
+fn seeds_that_found_a_fault_once_find_it_no_more() {
+    for seed in [10_087, 199_537, 258_927] {
+        run_all(seed..seed + 1, options(Calm::Hour));
+    }
+}
+
 fn number(variable: &str) -> u64 {
     std::env::var(variable).map_or(0, |number| number.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
