@@ -256,3 +256,75 @@ fn latest(events: &[Event], now: u64) -> Markup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::admin::sight::Glance;
+
+    /// A host whose repository, forecast and agent say these.
+    fn shown(gitops: serde_json::Value, config_error: serde_json::Value) -> String {
+        let full = json!({"total": 100 << 20, "used": 95 << 20, "outlook": "reached", "detail": ""});
+        let later = json!({"total": 100 << 20, "used": 5 << 20, "outlook": "full", "in_days": 12.4, "detail": ""});
+        let fit = json!({"tenants": 1_234, "bound_by": "memory", "at_present_use": 9_000, "peak_each": 3 << 20, "memory_each": 1 << 20, "storage_each": 0});
+        let status = json!({
+            "agent": {"pid": 1, "version": "9.9", "uptime_seconds": 5, "desired_hash": "0123456789abcdef", "generation": 7, "config_stale_seconds": 300,
+                      "config_error": config_error, "pending_restart": []},
+            "proxy": {"pid": null, "listen": [], "detail": null}, "held": null, "gitops": gitops, "tenants": [],
+            "forecast": {"memory": full, "disk": later, "tenants_fit": fit},
+        });
+        let glance = Glance { at: 1_800_000_000, since: 1_799_999_000, status: serde_json::from_value(status).unwrap(), rows: Vec::new() };
+        let event = Event { number: 1, at: 1_799_999_999, id: Some("../<b>".into()), kind: "<i>".into(), detail: "<script>".into() };
+        let parts = parts(&Sight { glance, memory: None, cpu: Some(421) }, &[], &[event]);
+        parts.into_iter().map(|part| part.html.into_string()).collect()
+    }
+
+    fn repository(more: serde_json::Value) -> serde_json::Value {
+        let commit = |id: &str| json!({"id": format!("{id}bcdef0123456789"), "subject": "raise <b>limits</b>", "author": "ada", "at": "2027-01-15T07:00:00Z"});
+        let mut gitops = json!({
+            "url": "https://git.example.com/r", "branch": "main", "path": "tenants.toml", "suspended": false, "applied": commit("a"),
+            "applied_at": "2027-01-15T07:00:00Z", "refused": null, "refused_because": null, "last_good": null, "failing_since": null, "last_error": null,
+            "running": null, "asked": null, "finished": 1, "last": "", "last_good_look": true,
+        });
+        gitops.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        if gitops["refused_because"].is_string() {
+            gitops["refused"] = commit("f");
+        }
+        gitops
+    }
+
+    #[test]
+    fn the_commit_in_force_and_what_is_refused_are_named() {
+        let html = shown(repository(json!({})), json!(null));
+        assert!(
+            html.contains("<code>abcdef0123</code> raise &lt;b&gt;limits&lt;/b&gt; (ada")
+                && html.contains("main of https://git.example.com/r"),
+            "{html}"
+        );
+        assert!(!html.contains("Refused commit") && !html.contains("has been refused"), "{html}");
+        let html = shown(repository(json!({"refused_because": "line 3 <x>", "suspended": true})), json!("tenants.toml:3: <no>"));
+        assert!(html.contains("<code>fbcdef0123</code> line 3 &lt;x&gt;") && html.contains("not followed"), "{html}");
+        assert!(html.contains("refused for 5 minutes") && html.contains("tenants.toml:3: &lt;no&gt;"), "{html}");
+    }
+
+    #[test]
+    fn what_is_to_come_and_what_is_not_known_is_said() {
+        let html = shown(json!(null), json!(null));
+        for part in [
+            "1,234 more tenants",
+            "memory is 90 % used",
+            ">now</span>",
+            "<strong>in 12 days</strong>",
+            "43 %",
+            "<code>0123456789ab</code>",
+            ">down</span>",
+            "nothing is known yet",
+        ] {
+            assert!(html.contains(part), "{part}: {html}");
+        }
+        assert!(!html.contains("Applied commit") && !html.contains("<script>") && !html.contains("<i>") && !html.contains("<b>"), "{html}");
+        assert!(html.contains("<span class=\"none\">–</span></td>"), "an event of no tenant that could be leads nowhere: {html}");
+    }
+}
