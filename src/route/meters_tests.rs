@@ -1,5 +1,7 @@
-use std::os::unix::fs::MetadataExt;
+use std::{os::unix::fs::MetadataExt, time::Duration};
 
+use super::super::meter::LATENCY_US;
+use super::super::{BUCKETS, Happened, LATENCY, TENANT_REASONS};
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);

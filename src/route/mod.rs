@@ -6,8 +6,8 @@
 //! - `page`: a mapped file as words, the only `unsafe`; `layout`: which word is what.
 //! - `protocol`: how one writer and many readers share two buffers without a lock.
 //! - `image`: the writer's private image, pure; [`TableWriter`] and [`TableReader`]: the two ends.
-//! - [`gcra`]: the rate limit, pure; `flight`: who is under way and who writes; [`SlotActivity`] and [`Activity`]: one tenant's line, and all of them; [`Meters`]: what is
-//!   only counted.
+//! - [`gcra`]: the rate limit, pure; `flight`: who is under way and who writes; [`SlotActivity`] and [`Activity`]: one tenant's line, and all of them; [`SlotMeters`]
+//!   and [`Meters`]: the same of what is only counted.
 
 mod activity;
 mod error;
@@ -15,6 +15,7 @@ mod flight;
 pub mod gcra;
 mod image;
 mod layout;
+mod meter;
 mod meters;
 mod page;
 mod protocol;
@@ -28,9 +29,8 @@ pub use activity::{Activity, SLOTS};
 pub use error::{Busy, TableError};
 pub use flight::Side;
 pub use gcra::{Admission, decide};
-pub use meters::{
-    AUTHS, BUCKETS, Handshake, Happened, LATENCY, Meter, Meters, OTHER_REASONS, ProxyMeter, ProxyNow, SlotMeters, TENANT_REASONS,
-};
+pub use meter::{BUCKETS, Happened, LATENCY, Meter, SlotMeters, TENANT_REASONS};
+pub use meters::{AUTHS, Handshake, Meters, OTHER_REASONS, ProxyMeter, ProxyNow};
 pub use reader::{TableReader, TenantIdText};
 pub use slot::{SlotActivity, SlotSnapshot, day};
 pub use writer::TableWriter;
