@@ -115,9 +115,8 @@ mod tests {
 
     use super::*;
 
-    /// Runs under an instance's command line until its input ends.
+    /// Runs `host` under an instance's command line until its input ends.
     fn instance(dir: &Path, id: &str) -> Child {
-        fs::write(dir.join("host"), "read line").unwrap();
         let data = fs::canonicalize(dir).unwrap().join("users").join(id).join(DATA_DIR);
         let args = ["host", "10001", "--key", "k", "--data-dir", data.to_str().unwrap()];
         let child = Command::new("/bin/sh").args(args).current_dir(dir).stdin(Stdio::piped()).spawn().unwrap();
@@ -133,6 +132,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(any(dir.path()).unwrap(), None);
         assert_eq!(any(&dir.path().join("missing")).unwrap(), None);
+        // Once: who is being started reads it meanwhile.
+        fs::write(dir.path().join("host"), "read line").unwrap();
         let mut running = ["a", "b"].map(|id| instance(dir.path(), id));
         let found = any(dir.path()).unwrap().unwrap();
         assert!(running.iter().any(|child| child.id() == found.pid), "{found:?}");

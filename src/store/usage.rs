@@ -23,7 +23,7 @@ const MONTHS_KEPT: u32 = 25;
 const STEP: u32 = 500;
 
 /// What one tenant used in a time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Used)]
 pub struct Usage {
     /// The month, as 2026-02, or the day, as 2026-02-09; UTC.

@@ -95,19 +95,7 @@ mod tests {
     use super::*;
 
     fn usage(id: &str) -> Usage {
-        Usage {
-            period: "2026-02".into(),
-            id: id.into(),
-            days: 1,
-            requests: 0,
-            errors: 0,
-            writes: 0,
-            bytes_in: 0,
-            bytes_out: 0,
-            peak_memory_bytes: 0,
-            storage_bytes: 0,
-            storage_byte_days: 0,
-        }
+        Usage { id: id.into(), ..Usage::default() }
     }
 
     #[test]
