@@ -8,6 +8,7 @@ mod commands;
 pub mod door;
 pub mod page;
 pub mod question;
+mod records;
 pub mod server;
 pub mod settings;
 pub mod sight;

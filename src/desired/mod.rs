@@ -73,4 +73,13 @@ fn rejected(source: &Source<'_>, file: &Path, mut found: Vec<Finding>) -> Reject
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use super::{Limits, Tenant, TenantId};
+
+    /// A tenant that nothing is said of but its name.
+    pub(crate) fn tenant(id: TenantId) -> Tenant {
+        Tenant { id, tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0, port: None }
+    }
+}
+#[cfg(test)]
 mod tests;

@@ -146,15 +146,13 @@ fn health(known: &Known, now: Moment) -> HealthWord {
 mod tests {
     use super::*;
     use crate::{
-        desired::{Limits, Tenant},
+        desired::testing::tenant,
         observed::{BackOff, Running},
     };
 
     #[test]
     fn health_tells_who_answers_who_was_restarted_and_who_does_not() {
-        let id = TenantId::parse("a").unwrap();
-        let spec =
-            Tenant { id, tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0, port: None };
+        let spec = tenant(TenantId::parse("a").unwrap());
         let since = Moment::from_millis(1_000);
         let running = Running { epoch: 1, pid: 1, program: String::new(), since, started_at: 0 };
         let known = Known { state: State::Running(running), ..Known::new(0, spec) };

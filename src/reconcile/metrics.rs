@@ -122,26 +122,14 @@ impl Tiers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        desired::{Limits, Tenant},
-        observed::Running,
-    };
+    use crate::{desired::testing::tenant, observed::Running};
 
     fn id(text: &str) -> TenantId {
         TenantId::parse(text).unwrap()
     }
 
     fn known(state: State) -> Known {
-        let spec = Tenant {
-            id: id("a"),
-            tier: "free".into(),
-            limits: Limits::BASE,
-            suspended: false,
-            api_keys: vec![],
-            tokens_valid_after: 0,
-            port: None,
-        };
-        Known { state, program: "sq".into(), ..Known::new(0, spec) }
+        Known { state, program: "sq".into(), ..Known::new(0, tenant(id("a"))) }
     }
 
     fn running(program: &str) -> State {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::desired::{Alerts, IsolationMode, Limits, PortRange, Proxy, SqSource, TenantId};
+use crate::desired::{Alerts, IsolationMode, PortRange, Proxy, SqSource, TenantId, testing};
 use crate::{
     observed::{FileWork, Restore},
     snapshot::Name,
@@ -13,7 +13,7 @@ fn id(n: usize) -> TenantId {
 }
 
 fn tenant(n: usize) -> Tenant {
-    Tenant { id: id(n), tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0, port: None }
+    testing::tenant(id(n))
 }
 
 fn desired(ids: impl IntoIterator<Item = usize>) -> Desired {

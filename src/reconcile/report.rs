@@ -198,18 +198,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        desired::{Limits, Tenant},
+        desired::testing::tenant,
         observed::{BackOff, StopReason},
     };
 
     const NOW: Moment = Moment::from_millis(10_000);
 
     fn known() -> Known {
-        let id = TenantId::parse("a").unwrap();
-        Known::new(
-            0,
-            Tenant { id, tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0, port: None },
-        )
+        Known::new(0, tenant(TenantId::parse("a").unwrap()))
     }
 
     #[test]

@@ -129,10 +129,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{
-        desired::{Limits, Tenant},
-        observed::Running,
-    };
+    use crate::{desired::testing::tenant, observed::Running};
 
     const NEW: &str = "sq 0.7.0";
     const OLD: &str = "sq 0.6.0";
@@ -147,15 +144,7 @@ mod tests {
             let mut host = Self { known: BTreeMap::new(), now: Moment::from_millis(1_000_000) };
             for n in 0..tenants {
                 let id = TenantId::parse(&format!("t{n}")).unwrap();
-                let spec = Tenant {
-                    id: id.clone(),
-                    tier: "free".into(),
-                    limits: Limits::BASE,
-                    suspended: false,
-                    api_keys: vec![],
-                    tokens_valid_after: 0,
-                    port: None,
-                };
+                let spec = tenant(id.clone());
                 let known = Known { program: OLD.into(), ..Known::new(u32::try_from(n).unwrap(), spec) };
                 host.known.insert(id.clone(), known);
                 host.run(&id, OLD);

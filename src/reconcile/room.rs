@@ -149,7 +149,7 @@ fn is_low_now(disk: Option<DiskSpace>, reserve: Option<u64>, was_low: bool) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Limits, Tenant};
+    use crate::desired::testing::tenant;
 
     const MB: u64 = 1 << 20;
     const GB: u64 = 1 << 30;
@@ -184,15 +184,6 @@ mod tests {
     }
 
     fn known(count: u32) -> BTreeMap<TenantId, Known> {
-        let tenant = |id: TenantId| Tenant {
-            id,
-            tier: "free".into(),
-            limits: Limits::BASE,
-            suspended: false,
-            api_keys: vec![],
-            tokens_valid_after: 0,
-            port: None,
-        };
         (1..=count).map(|slot| (id(slot), Known::new(slot, tenant(id(slot))))).collect()
     }
 

@@ -1,7 +1,5 @@
 //! What was used, from the records: nothing of it goes through the loop.
 
-use std::path::PathBuf;
-
 use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -13,7 +11,7 @@ use super::{
     read::{Json, check_limit},
 };
 use crate::{
-    admin::page::page,
+    admin::{page::page, records},
     desired::TenantId,
     history::month::Month,
     store::{Reader, StoreError, Usage},
@@ -80,14 +78,8 @@ fn month(text: &str) -> Result<Month, Problem> {
     text.parse().map_err(|error| Problem::bad_request(format!("{text:?}: {error}")))
 }
 
-/// The records are opened each time, since the loop replaces a file that is corrupt.
 async fn read(api: &Api, what: impl FnOnce(&Reader) -> Result<Vec<Usage>, StoreError> + Send + 'static) -> Result<Vec<Usage>, Problem> {
-    let state_dir: PathBuf = api.in_force().state_dir.clone();
-    let reading = tokio::task::spawn_blocking(move || Reader::open(&state_dir).and_then(|reader| what(&reader)));
-    match reading.await {
-        Ok(found) => found.map_err(|error| Problem::internal(error.to_string())),
-        Err(error) => Err(Problem::internal(error.to_string())),
-    }
+    records::read(api.in_force().state_dir.clone(), what).await.map_err(Problem::internal)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::{
     admin::{
         api::Problem,
         question::Desk,
+        records,
         sight::{Glance, Look, Portrait},
     },
     alerts::{self, Share},
@@ -128,15 +129,10 @@ pub(super) async fn days(state_dir: PathBuf, id: TenantId, days: u32) -> Vec<Usa
     read(state_dir, move |reader| reader.usage_of_days(&id, (today + 1).saturating_sub(days), today)).await
 }
 
-/// What instances.db says; nothing where it cannot be read: the loop says so itself. Opened each time, since the loop replaces one that is corrupt.
+/// What instances.db says; nothing where it cannot be read: the loop says so itself.
 async fn read<T: Default + Send + 'static>(state_dir: PathBuf, what: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static) -> T {
-    let reading = tokio::task::spawn_blocking(move || Reader::open(&state_dir).and_then(|reader| what(&reader)));
-    match reading.await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the page cannot read the records");
-            T::default()
-        }
-        Err(_) => T::default(),
-    }
+    records::read(state_dir, what).await.unwrap_or_else(|error| {
+        tracing::warn!(error, "the page cannot read the records");
+        T::default()
+    })
 }
