@@ -26,8 +26,14 @@ const V1: Names =
 pub(crate) fn host_memory() -> Option<Share> {
     let host = of_meminfo(&fs::read_to_string("/proc/meminfo").ok()?)?;
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let limited = ROOTS.iter().flat_map(|(root, names)| of_cgroups(Path::new(root), *names, &own)).filter(|share| share.total < host.total);
-    limited.chain([host]).max_by_key(|share| u128::from(share.used) * 1_000_000 / u128::from(share.total.max(1)))
+    let limits = ROOTS.iter().flat_map(|(root, names)| of_cgroups(Path::new(root), *names, &own));
+    Some(tightest(host, limits))
+}
+
+/// The one of which the largest part is taken. A limit above what the host has is none.
+fn tightest(host: Share, limits: impl Iterator<Item = Share>) -> Share {
+    let part = |share: &Share| u128::from(share.used) * 1_000_000 / u128::from(share.total.max(1));
+    limits.filter(|share| share.total < host.total).fold(host, |most, share| if part(&share) > part(&most) { share } else { most })
 }
 
 /// What cannot be had any more without taking it from somebody: all but MemAvailable.
@@ -77,6 +83,13 @@ mod tests {
         assert_eq!(of_meminfo(text), Some(Share { used: 800 << 10, total: 1_000 << 10 }));
         assert_eq!(of_meminfo("MemTotal: 1000 kB\n"), None, "a kernel before 3.14");
         assert!(host_memory().is_some_and(|share| share.used > 0 && share.total > share.used));
+    }
+
+    #[test]
+    fn what_is_nearly_full_counts_and_not_what_is_large() {
+        let [host, full, roomy, beyond] = [(500, 1_000), (90, 100), (300, 900), (1_999, 2_000)].map(|(used, total)| Share { used, total });
+        assert_eq!(tightest(host, [roomy, full, beyond].into_iter()), full);
+        assert_eq!(tightest(host, [roomy, beyond].into_iter()), host);
     }
 
     #[test]

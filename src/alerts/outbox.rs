@@ -291,6 +291,7 @@ mod tests {
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 120, 120, 120, 120, 120]);
         assert_eq!(post.outbox.status()[0].trouble.as_deref(), Some("no answer"));
+        assert!(!post.outbox.is_empty());
         post.done(D, 1, Outcome::Delivered(Duration::ZERO));
         assert!(post.outbox.status()[0].trouble.is_none() && post.outbox.is_empty());
     }

@@ -313,6 +313,10 @@ mod tests {
 
     #[test]
     fn while_nothing_runs_nobody_knows() {
-        assert_eq!(fit(&host(), &Measured { ports_free: 10, ..Measured::default() }), None);
+        let measured = Measured { instances: 10, memory: 10 * MB, ports_free: 10, ..Measured::default() };
+        assert!(fit(&host(), &measured).is_some());
+        assert_eq!(fit(&Sample { memory_total: 0, ..host() }, &measured), None);
+        assert_eq!(fit(&host(), &Measured { instances: 0, ..measured }), None);
+        assert_eq!(fit(&host(), &Measured { memory: 0, ..measured }), None);
     }
 }

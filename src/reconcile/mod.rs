@@ -31,6 +31,7 @@ pub mod port_book;
 pub mod programs;
 pub mod queue;
 mod rebuild;
+mod records;
 pub mod recover;
 pub mod report;
 pub mod review;

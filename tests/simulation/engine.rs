@@ -27,7 +27,8 @@ use sq_agent::{
 use crate::{
     check,
     coverage::Coverage,
-    hands::{AgentDied, SimWorld, load_at_start},
+    hands::{SimWorld, load_at_start},
+    records::AgentDied,
     script::{Edit, Step, TENANTS, What},
     state::{FIRST_PORT, News, Next, Plant, Proc, STARTS, Shared, State, id, program, tenant, trace},
     tasks::{binary, proc},

@@ -10,6 +10,7 @@ mod check;
 mod coverage;
 mod engine;
 mod hands;
+mod records;
 mod rng;
 mod script;
 mod search;

@@ -68,6 +68,9 @@ taken_over() {
   [ "${pid:-none}" = "$(main)" ] && [ "$uptime" -le $(($(date +%s) - began)) ]
 }
 
+# The main process executes the program of the package.
+runs_installed() { [ "$(readlink "/proc/$(main)/exe")" = /usr/bin/sq-agent ]; }
+
 nothing_left() {
   is "$1: no process is left" '' "$(pgrep -u sq-agent -a | cut -c1-80 | head -3)"
 }
@@ -149,8 +152,9 @@ first_boot() {
   remember
   succeeds 'the new package installs' dpkg -i --force-confold /debs/second.deb
   succeeds 'package upgrade: another agent has taken over' eventually 20 taken_over
+  # `taken_over` counts whole seconds, and the reload was a moment ago.
+  succeeds 'package upgrade: the program that runs is the one installed' eventually 20 runs_installed
   same_after 'package upgrade'
-  is 'package upgrade: the program that runs is the one installed' /usr/bin/sq-agent "$(readlink "/proc/$(main)/exe")"
   is 'package upgrade: tenants.toml is untouched' "$wanted" "$(grep -c '^id = ' $tenants)"
   end_requests
 
@@ -169,7 +173,8 @@ case $boot in
     echo '# after a reboot'
     time_to_ready 'reboot'
     is 'reboot: what was written is read' 'written before the reboot' "$(read_back)"
-    is 'reboot: the last stop was in good order' '' "$(journalctl --quiet --no-pager --boot=-1 --unit $unit --output=cat | grep -E 'timed out|SIGKILL|Failed with' | head -3)"
+    # What systemd says of it; a proxy that came up too late, in emulation, was another matter.
+    is 'reboot: the last stop was in good order' '' "$(journalctl --quiet --no-pager --boot=-1 UNIT=$unit --output=cat | grep -E 'timed out|SIGKILL|Failed with' | head -3)"
     write 'written before the power cut'
     sync
     touch /run/power-cut
