@@ -231,6 +231,8 @@ for (const [where, options] of [
 test("a keyboard is enough", async () => {
   const page = await open();
   await page.goto(base);
+  // The field has the focus by itself, but a moment after the page was loaded.
+  await page.waitForFunction(() => document.activeElement.matches("input"));
   await page.keyboard.type(key);
   await page.keyboard.press("Enter");
   await page.waitForURL(`${base}/`);
