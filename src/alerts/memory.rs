@@ -33,7 +33,7 @@ pub(crate) fn host_memory() -> Option<Share> {
 /// The one of which the largest part is taken. A limit above what the host has is none.
 fn tightest(host: Share, limits: impl Iterator<Item = Share>) -> Share {
     let part = |share: &Share| u128::from(share.used) * 1_000_000 / u128::from(share.total.max(1));
-    limits.filter(|share| share.total < host.total).fold(host, |most, share| if part(&share) > part(&most) { share } else { most })
+    limits.filter(|share| share.total < host.total).chain([host]).max_by_key(part).unwrap_or(host)
 }
 
 /// What cannot be had any more without taking it from somebody: all but MemAvailable.

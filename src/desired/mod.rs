@@ -81,5 +81,6 @@ pub(crate) mod testing {
         Tenant { id, tier: "free".into(), limits: Limits::BASE, suspended: false, api_keys: vec![], tokens_valid_after: 0, port: None }
     }
 }
+
 #[cfg(test)]
 mod tests;

@@ -39,7 +39,7 @@ impl Health {
     /// Time between two probes of one instance, where [`Self::MOST`] is enough for that.
     pub const PERIOD: Duration = Duration::from_secs(10);
     const STEPS: usize = (Self::PERIOD.as_millis() / Self::STEP.as_millis()) as usize;
-    /// Probes at one step.
+    /// Probes at one step, where the slots are evenly taken.
     const MOST: usize = 60;
 
     /// A wheel at its first step.

@@ -1,6 +1,6 @@
 //! What survives the agent: each call reaches it, is refused, or is the agent's last.
 
-use std::{collections::HashMap, io, panic};
+use std::{cell::RefMut, collections::HashMap, io, panic};
 
 use sq_agent::{
     admin::page::Begun,
@@ -30,10 +30,7 @@ impl SimRecords {
         let mut state = self.0.borrow_mut();
         let fate = state.fate(call);
         if fate == Some(false) {
-            state.coverage.crashed_at(call);
-            trace!(state, "the agent dies before {call:?}");
-            drop(state);
-            panic::resume_unwind(Box::new(AgentDied));
+            die(state, call, "before");
         }
         if changes {
             state.changes += 1;
@@ -43,10 +40,7 @@ impl SimRecords {
         }
         let result = act(&mut state);
         if fate == Some(true) {
-            state.coverage.crashed_at(call);
-            trace!(state, "the agent dies after {call:?}");
-            drop(state);
-            panic::resume_unwind(Box::new(AgentDied));
+            die(state, call, "after");
         }
         result
     }
@@ -56,7 +50,7 @@ impl SimRecords {
         self.call(Call::KeepAlerts, false, |state| {
             if state.until.records_fail > state.now && state.rng.one_in(2) {
                 state.unkept.get_or_insert_default();
-                return Err(StoreError::File { what: "writing", path: "instances.db".into(), error: io::ErrorKind::StorageFull.into() });
+                return Err(full());
             }
             state.unkept = None;
             state.alerts = Some(kept.to_owned());
@@ -70,7 +64,7 @@ impl SimRecords {
             if state.until.records_fail > state.now && state.rng.one_in(2) {
                 trace!(state, "{call:?} is refused");
                 state.coverage.hit("records_failed");
-                return Err(StoreError::File { what: "writing", path: "instances.db".into(), error: io::ErrorKind::StorageFull.into() });
+                return Err(full());
             }
             act(state)
         })
@@ -272,6 +266,18 @@ impl Records for SimRecords {
             Ok(())
         })
     }
+}
+
+/// Ends the agent's turn `when` it makes the call.
+fn die(mut state: RefMut<'_, State>, call: Call, when: &str) -> ! {
+    state.coverage.crashed_at(call);
+    trace!(state, "the agent dies {when} {call:?}");
+    drop(state);
+    panic::resume_unwind(Box::new(AgentDied))
+}
+
+fn full() -> StoreError {
+    StoreError::File { what: "writing", path: "instances.db".into(), error: io::ErrorKind::StorageFull.into() }
 }
 
 fn known<'a>(state: &'a mut State, id: &TenantId) -> Result<&'a mut TenantRecord, StoreError> {

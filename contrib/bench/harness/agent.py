@@ -206,16 +206,19 @@ def beside(program, sq, directory, ids, **more):
 def leftovers(state):
     """Every process whose command line names this state directory: instances, and the proxy."""
     mark = os.fsencode(state)
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            line = Path(f"/proc/{entry}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if mark in line and int(entry) != os.getpid():
-            yield int(entry)
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if any(mark in argument for argument in command_line(pid)) and pid != os.getpid():
+            yield pid
+
+
+def command_line(pid):
+    """The arguments of a process, bytes; none where it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return []
 
 
 def instance_key(pid):
     """The key that an instance was started with, from its command line (`sq host PORT --key K --data-dir D`)."""
-    arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-    return arguments[arguments.index("--key") + 1]
+    arguments = command_line(pid)
+    return arguments[arguments.index(b"--key") + 1].decode()

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,6 +86,13 @@ def cpu_seconds(pids):
             raise Broken(f"process {pid} ended while it was measured") from None
         total += int(fields[11]) + int(fields[12])
     return total / TICKS
+
+
+def cpu_shares(pids, seconds):
+    """What each process of {name: pid} takes while so many seconds go by, percent of a core."""
+    before = {name: cpu_seconds([pid]) for name, pid in pids.items()}
+    time.sleep(seconds)
+    return {name: 100 * (cpu_seconds([pid]) - before[name]) / seconds for name, pid in pids.items()}
 
 
 def pss_bytes(pid):

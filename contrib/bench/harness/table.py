@@ -22,3 +22,13 @@ def show(head, rows):
     for row in rows:
         cells = [cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))]
         print("  ".join(cells).rstrip())
+
+
+def target_row(what, value, target, unit, digits):
+    """A row of a table of what was measured, beside what it may be at most."""
+    return [what, f"{value:.{digits}f} {unit}", f"≤ {target} {unit}", "met" if value <= target else "missed"]
+
+
+def part_row(name, value, unit, digits):
+    """A row below one of those, for a part of it."""
+    return [f"  {name}", f"{value:.{digits}f} {unit}", "", ""]
