@@ -185,12 +185,12 @@ async fn obey(server: &mut Server, conversation: &mut Conversation, hello: &mut 
                 }
             }
             ToProxy::Shutdown { grace_ms, retire } => {
-                tracing::info!(grace_ms, retire, "the agent says: end");
                 // A time beyond what the clock can say is no deadline that anybody lives to see.
                 let asked = Instant::now().checked_add(Duration::from_millis(grace_ms));
                 let end = asked.unwrap_or_else(|| Instant::now() + FAR);
                 deadline = Some(deadline.map_or(end, |before: Instant| before.min(end)));
                 server.end(if retire { Phase::Retiring } else { Phase::Draining });
+                tracing::info!(grace_ms, retire, "the agent says: end");
                 hello.retiring = true;
             }
             ToProxy::Guard => match conversation.descriptors().descriptor() {

@@ -108,12 +108,18 @@ async fn a_proxy_that_ends_says_so_to_whoever_still_asks() {
     // after the other for as long as that takes.
     let (address, first) = (host.plain.unwrap(), host.pid);
     let (waiting, mut waits) = tokio::sync::mpsc::channel(100);
+    let come = async move || {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        waiting.send(tcp).await.unwrap();
+    };
+    come().await;
+    // Whoever came before it has been accepted too, and by the first process, the only one so far.
+    assert!(get(&host, "/healthz").await.starts_with("HTTP/1.1 200 "), "the first one serves");
     let comes = tokio::spawn(async move {
         loop {
-            let mut tcp = TcpStream::connect(address).await.unwrap();
-            tcp.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
-            waiting.send(tcp).await.unwrap();
             tokio::time::sleep(Duration::from_millis(300)).await;
+            come().await;
         }
     });
     host.agent_that(true).await;
