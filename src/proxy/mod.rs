@@ -57,6 +57,7 @@ mod seccomp;
 mod serve;
 mod service;
 pub mod settings;
+mod spare;
 mod standing;
 mod supervise;
 pub mod supervisor;

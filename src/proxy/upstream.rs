@@ -15,13 +15,14 @@ use std::{
 use rustix::{
     buffer::spare_capacity,
     io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with, sockopt},
+    net::{RecvFlags, SendFlags, recv, send, sockopt},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::timeout,
 };
 
+use super::spare::SPARE;
 use crate::sys;
 
 /// Until a loopback connection must stand. A full backlog of sq (128) costs a SYN retry after 1 s, then after 2 s more.
@@ -69,8 +70,7 @@ impl Upstream {
     /// Ends a connection of which the whole answer is there. By a reset: to close it in order costs both sides more, and where sq has not closed its
     /// end by then, a port of ours would be taken for a minute. sq has written its last byte, and looks at nothing after that.
     pub(crate) fn end(self) {
-        // In order, if not so.
-        let _ = sockopt::set_socket_linger(self.0.get_ref(), Some(Duration::ZERO));
+        SPARE.give_back(self.0.into_inner());
     }
 
     /// Writes all of it. Not on one of which that was said to be over.
@@ -108,8 +108,7 @@ impl Upstream {
 }
 
 fn socket() -> Result<OwnedFd, Refused> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).map_err(|_| Refused)
+    SPARE.take().map_err(|_| Refused)
 }
 
 /// Begins to connect. On loopback, and unless the backlog is full, that is all there is to it.
@@ -141,7 +140,10 @@ mod tests {
         net::TcpListener,
     };
 
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::{
+        event::{PollFd, PollFlags, Timespec, poll},
+        net::{AddressFamily, SocketFlags, SocketType, socket_with},
+    };
 
     use super::*;
 
