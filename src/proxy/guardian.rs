@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    io::ioctl_fionbio,
+    io::{Errno, ioctl_fionbio},
     net::{RecvFlags, SendFlags, recv, send},
 };
 use tokio::{
@@ -133,8 +133,7 @@ impl Ticket {
             }
             waiting.answers.insert(self.number, sender);
         }
-        let say = |socket: &OwnedFd| Ok(send(socket, &bytes, SendFlags::NOSIGNAL)?);
-        if self.line.socket.async_io(Interest::WRITABLE, say).await.is_err() {
+        if self.line.say(&bytes).await.is_err() {
             lock(&self.line.waiting).answers.remove(&self.number);
             return Err(Gone);
         }
@@ -145,10 +144,27 @@ impl Ticket {
 impl Line {
     fn open(socket: OwnedFd, lost: mpsc::Sender<()>) -> io::Result<Arc<Self>> {
         ioctl_fionbio(&socket, true)?;
-        let socket = sys::watch(socket, Interest::READABLE | Interest::WRITABLE)?;
+        let socket = sys::watch_readable(socket)?;
         let line = Arc::new(Self { socket, waiting: Mutex::default() });
         tokio::spawn(listen(Arc::clone(&line), lost));
         Ok(line)
+    }
+
+    async fn say(&self, message: &[u8]) -> io::Result<()> {
+        loop {
+            match send(self.socket.get_ref(), message, SendFlags::NOSIGNAL) {
+                Err(Errno::AGAIN) => self.room().await?,
+                Err(Errno::INTR) => {}
+                sent => return Ok(sent.map(drop)?),
+            }
+        }
+    }
+
+    /// Waits for room in the socket, by a descriptor of its own: were the one that is listened to watched for this, too, each message that the guard
+    /// takes would wake a thread here.
+    async fn room(&self) -> io::Result<()> {
+        let socket = sys::watch(self.socket.get_ref().try_clone()?, Interest::WRITABLE)?;
+        socket.writable().await.map(drop)
     }
 }
 
