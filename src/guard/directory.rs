@@ -220,16 +220,21 @@ impl<'a> Guarded<'a> {
         Path::new(GUARD_DIR).join(self.name)
     }
 
-    fn make_copy(&mut self, mut from: File) -> io::Result<()> {
-        let found = from.metadata()?;
+    fn make_copy(&mut self) -> io::Result<bool> {
         self.copied = None;
-        let mut to = file::open(&self.directory.guard, self.name, OFlags::RDWR | OFlags::CREATE)?;
-        file::copy_fresh(&mut from, &mut to)?;
-        if to.metadata()?.mode() & 0o7777 != found.mode() & 0o777 {
-            rustix::fs::fchmod(&to, Mode::from_raw_mode(found.mode() & 0o777))?;
+        let (mut from, found) = match file::open_and_look(&self.directory.data, self.name, OFlags::RDONLY) {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let (mut to, before) = file::open_and_look(&self.directory.guard, self.name, OFlags::RDWR | OFlags::CREATE)?;
+        let stands = Version::from(&found);
+        file::copy_fresh(&mut from, stands.size, &mut to, Version::from(&before).size)?;
+        if before.st_mode & 0o7777 != found.st_mode & 0o777 {
+            rustix::fs::fchmod(&to, Mode::from_raw_mode(found.st_mode & 0o777))?;
         }
-        self.copied = Some(Version::of(&from)?);
-        Ok(())
+        self.copied = Some(stands);
+        Ok(true)
     }
 
     /// Puts the copy in the place of the file: in one step, and without needing room.
@@ -251,15 +256,10 @@ impl Files for Guarded<'_> {
     type Error = FileError;
 
     fn copy(&mut self) -> Result<bool, FileError> {
-        let stands = self.version()?;
-        if stands.is_some() && stands == self.copied {
+        if self.copied.is_some() && self.version()? == self.copied {
             return Ok(true);
         }
-        self.copied = None;
-        let file = open_if_there(&self.directory.data, self.name).map_err(failed("opening", self.data_path()))?;
-        let Some(file) = file else { return Ok(false) };
-        self.make_copy(file).map_err(failed("copying", self.data_path()))?;
-        Ok(true)
+        self.make_copy().map_err(failed("copying", self.data_path()))
     }
 
     fn mark(&mut self, marker: &Marker) -> Result<(), FileError> {
