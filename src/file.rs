@@ -105,9 +105,9 @@ pub(crate) fn open_and_look(parent: &OwnedFd, name: &str, flags: OFlags) -> io::
 }
 
 /// The same, to read, where there is one.
-pub(crate) fn open_if_there(parent: &OwnedFd, name: &str) -> io::Result<Option<File>> {
-    match open(parent, name, OFlags::RDONLY) {
-        Ok(file) => Ok(Some(file)),
+pub(crate) fn open_if_there(parent: &OwnedFd, name: &str) -> io::Result<Option<(File, Stat)>> {
+    match open_and_look(parent, name, OFlags::RDONLY) {
+        Ok(opened) => Ok(Some(opened)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

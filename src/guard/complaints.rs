@@ -1,10 +1,7 @@
 //! What sq says in its log of a phext that it could not read or write. Its answers do not say it: a write that failed is answered with 200, and a
 //! phext that could not be read counts as empty, so that the next write wipes it (sq-facts).
 
-use std::{
-    io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::MetadataExt,
-};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use rustix::fs::Stat;
 
@@ -43,9 +40,8 @@ pub(super) fn since(directory: &Directory, mark: Option<Mark>, file: &str) -> io
     {
         return Ok(Since { mark: Some(mark), complains: false });
     }
-    let Some(mut log) = directory.open_log()? else { return Ok(Since { mark: None, complains: true }) };
-    let found = log.metadata()?;
-    let now = Mark { inode: found.ino(), offset: found.len() };
+    let Some((mut log, found)) = directory.open_log()? else { return Ok(Since { mark: None, complains: true }) };
+    let now = Mark::from(&found);
     match mark {
         Some(mark) if mark == now => Ok(Since { mark: Some(now), complains: false }),
         Some(mark) if mark.inode == now.inode && mark.offset < now.offset => {

@@ -80,8 +80,8 @@ impl Directory {
         &self.data
     }
 
-    /// sq's log, where there is one.
-    pub(super) fn open_log(&self) -> io::Result<Option<File>> {
+    /// sq's log, where there is one, and how it stands.
+    pub(super) fn open_log(&self) -> io::Result<Option<(File, Stat)>> {
         open_if_there(&self.user, crate::instance::spawn::LOG_FILE)
     }
 
@@ -220,13 +220,10 @@ impl<'a> Guarded<'a> {
         Path::new(GUARD_DIR).join(self.name)
     }
 
+    /// Whether there is a file to copy.
     fn make_copy(&mut self) -> io::Result<bool> {
         self.copied = None;
-        let (mut from, found) = match file::open_and_look(&self.directory.data, self.name, OFlags::RDONLY) {
-            Ok(opened) => opened,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        };
+        let Some((mut from, found)) = open_if_there(&self.directory.data, self.name)? else { return Ok(false) };
         let (mut to, before) = file::open_and_look(&self.directory.guard, self.name, OFlags::RDWR | OFlags::CREATE)?;
         let stands = Version::from(&found);
         file::copy_fresh(&mut from, stands.size, &mut to, Version::from(&before).size)?;
@@ -304,7 +301,7 @@ impl Files for Guarded<'_> {
 
     fn copy_is_whole(&mut self, marker: &Marker) -> Result<bool, FileError> {
         let look = || -> io::Result<bool> {
-            let Some(mut copy) = open_if_there(&self.directory.guard, self.name)? else { return Ok(false) };
+            let Some((mut copy, _)) = open_if_there(&self.directory.guard, self.name)? else { return Ok(false) };
             let mut bytes = Vec::new();
             copy.read_to_end(&mut bytes)?;
             // What a file system makes of blocks that never reached the disk; no phext holds it.

@@ -1,8 +1,8 @@
 //! Sockets towards the instances, used again: each request has a connection of its own, but not a socket.
 //!
 //! To dissolve a connection (connect(2), `AF_UNSPEC`) resets it, as to close a socket that does not linger does it, and leaves the socket as a new
-//! one: what was received is gone, and the next connection gets a port of its own. A new socket for each request would take the kernel a tenth of all that
-//! a small request takes in this process.
+//! one but for its options: what was received is gone, and the next connection gets a port of its own. A new socket for each request would take the
+//! kernel a tenth of all that a small request takes in this process.
 
 use std::{
     os::fd::OwnedFd,

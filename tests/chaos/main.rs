@@ -175,8 +175,7 @@ async fn whatever_dies_nobody_else_notices() {
         people.extend(worker.await.unwrap());
     }
     let host = &chaos.host;
-    let hash = sq_agent::desired::hash(&host.wanted.text());
-    let status = host.within(QUIET_WITHIN, "all is as desired", |status| status.agent.desired_hash == hash && host.as_wanted(status)).await;
+    let status = host.settled_within(QUIET_WITHIN).await;
     host.assert_matches_proc(&status);
     for person in &mut people {
         if host.wanted.tenants.get(&person.id).is_some_and(|tenant| !tenant.suspended) {

@@ -230,8 +230,13 @@ impl Host {
 
     /// Waits until tenants.toml is in force and everything is as it says.
     pub async fn settled(&self) -> Status {
+        self.settled_within(DEADLINE).await
+    }
+
+    /// The same with a deadline of its own.
+    pub async fn settled_within(&self, patience: Duration) -> Status {
         let hash = desired::hash(&self.wanted.text());
-        self.until("all is as tenants.toml says", |status| status.agent.desired_hash == hash && self.as_wanted(status)).await
+        self.within(patience, "all is as tenants.toml says", |status| status.agent.desired_hash == hash && self.as_wanted(status)).await
     }
 
     /// Whether every tenant, and no other, is as wanted.

@@ -133,7 +133,7 @@ async fn what_happens_is_told_once_with_what_to_do_and_once_when_it_is_over_and_
     eprintln!("five crashes, with their back-off, and the message after {:?}", got.at - happened);
     assert!(got.body.to_string().contains("sq.log"), "{}", got.body);
     // What comes after the fifth crash is 16 to 20 s of back-off.
-    host.within(Duration::from_secs(60), "all is as wanted", |status| host.as_wanted(status)).await;
+    host.settled_within(Duration::from_secs(60)).await;
     let said: Vec<Got> = receiver.all();
     assert_eq!(said.len(), 3, "one a transition, and nothing of users: {said:#?}");
     assert!(!host.logged().contains(TOKEN) && !host.cli(&["status", "--json"]).out.contains(TOKEN));

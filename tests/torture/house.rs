@@ -133,8 +133,7 @@ impl House {
     /// Waits until all is as wanted. Nobody waits for the end of a back-off; one that begins then is a crash that nobody asked for.
     pub(crate) async fn quiet(&mut self, patience: Duration) {
         self.change(self.victims.iter().map(|victim| victim.id.clone()).collect());
-        let hash = sq_agent::desired::hash(&self.host.wanted.text());
-        self.host.within(patience, "all is as desired", |status| status.agent.desired_hash == hash && self.host.as_wanted(status)).await;
+        self.host.settled_within(patience).await;
     }
 
     pub(crate) fn count_what_was_put_back(&self) {
