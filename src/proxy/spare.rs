@@ -75,7 +75,9 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let begun = connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
         assert!(matches!(begun, Ok(()) | Err(Errno::INPROGRESS)), "{begun:?}");
-        (TcpStream::from(socket), listener.accept().unwrap().0)
+        let peer = listener.accept().unwrap().0;
+        peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        (TcpStream::from(socket), peer)
     }
 
     fn becomes_readable(stream: &TcpStream) -> bool {
