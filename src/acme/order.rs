@@ -26,6 +26,9 @@ use crate::{
 /// For the server to look at our ports, and then to sign. Let's Encrypt takes seconds for either.
 const PATIENCE: RetryPolicy = RetryPolicy::new().initial_delay(Duration::from_millis(250)).timeout(Duration::from_secs(120));
 
+/// So often what went wrong is asked for: the server may not know a nonce that it gave.
+const NONCES: usize = 5;
+
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AcmeError {
@@ -35,6 +38,9 @@ pub(super) enum AcmeError {
     /// What the server said, or that it could not be reached.
     #[error("{0}")]
     Server(String),
+    /// The server knows none of the nonces it gave, as one does that was just restarted: asking anew helps.
+    #[error("the ACME server does not know its own nonces: {0}")]
+    Nonces(String),
     /// The server could not see that the name is ours.
     #[error("{name} is not proved to lead to this host: {why}; its address must be this host's, and {port} must be open to the world")]
     NotProved {
@@ -67,12 +73,17 @@ pub(super) enum AcmeError {
 
 impl From<Error> for AcmeError {
     fn from(error: Error) -> Self {
-        Self::Server(format!("the ACME server: {}", whole(&error)))
+        match error {
+            Error::Api(problem) if problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:badNonce") => {
+                Self::Nonces(problem.to_string())
+            }
+            error => Self::Server(format!("the ACME server: {}", whole(&error))),
+        }
     }
 }
 
 /// Asks for a certificate and keeps it. `offer` shows what it is given to whoever comes to look, and returns once it does.
-pub(super) async fn obtain<F>(acme: &Acme, files: &Files, mut offer: impl FnMut(Challenge) -> F) -> Result<(), AcmeError>
+pub(super) async fn obtain<F>(acme: &Acme, files: &Files, offer: impl FnMut(Challenge) -> F) -> Result<(), AcmeError>
 where
     F: Future<Output = Result<(), AcmeError>>,
 {
@@ -82,6 +93,26 @@ where
         desired::Challenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "tls-alpn-01", "port 443"),
         desired::Challenge::Http01 => (ChallengeType::Http01, "http-01", "port 80"),
     };
+    match prove(&mut order, &kind, word, offer).await {
+        Err(error @ AcmeError::Server(_)) => return Err(why_not(&mut order, &kind, port).await.unwrap_or(error)),
+        outcome => outcome?,
+    }
+    let key_pem = order.finalize().await?;
+    let chain_pem = order.poll_certificate(&PATIENCE).await?;
+    fits(chain_pem.as_bytes(), &Secret::new(key_pem.as_bytes())).map_err(AcmeError::Unusable)?;
+    Ok(files.keep_certificate(&chain_pem, &key_pem)?)
+}
+
+/// Shows for each name what the server is to look for, and waits until it has seen it.
+async fn prove<F>(
+    order: &mut Order,
+    kind: &ChallengeType,
+    word: &'static str,
+    mut offer: impl FnMut(Challenge) -> F,
+) -> Result<(), AcmeError>
+where
+    F: Future<Output = Result<(), AcmeError>>,
+{
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
@@ -93,20 +124,13 @@ where
             return Err(AcmeError::NotOffered(word, name));
         };
         offer(proof(&challenge, &name)?).await?;
+        // A quick server's answer says already what it did not see.
         challenge.set_ready().await?;
     }
-    match order.poll_ready(&PATIENCE).await {
-        Ok(OrderStatus::Ready) => {}
-        outcome => return Err(why_not(&mut order, &kind, port).await.unwrap_or_else(|| refused(outcome))),
+    match order.poll_ready(&PATIENCE).await? {
+        OrderStatus::Ready => Ok(()),
+        status => Err(AcmeError::Server(format!("the ACME server: the order is {status:?}"))),
     }
-    let key_pem = order.finalize().await?;
-    let chain_pem = order.poll_certificate(&PATIENCE).await?;
-    fits(chain_pem.as_bytes(), &Secret::new(key_pem.as_bytes())).map_err(AcmeError::Unusable)?;
-    Ok(files.keep_certificate(&chain_pem, &key_pem)?)
-}
-
-fn refused(outcome: Result<OrderStatus, Error>) -> AcmeError {
-    outcome.map_or_else(AcmeError::from, |status| AcmeError::Server(format!("the ACME server: the order is {status:?}")))
 }
 
 /// A new order. An account that the server knows no more (it is another one by now, or began anew) is replaced.
@@ -162,16 +186,25 @@ fn proof(challenge: &ChallengeHandle<'_>, name: &str) -> Result<Challenge, AcmeE
 
 /// Which name the server could not see, and why: an order only says that it failed.
 async fn why_not(order: &mut Order, kind: &ChallengeType, port: &'static str) -> Option<AcmeError> {
-    let mut authorizations = order.authorizations();
-    while let Some(authorization) = authorizations.next().await {
-        let mut authorization = authorization.ok()?;
-        let state = authorization.refresh().await.ok()?;
-        let challenge = state.challenges.iter().find(|challenge| challenge.r#type == *kind);
-        if let Some(problem) = challenge.and_then(|challenge| challenge.error.as_ref()) {
-            return Some(AcmeError::NotProved { name: state.identifier().to_string(), why: problem.to_string(), port });
+    for _ in 0..NONCES {
+        if let Ok(why) = failed_challenge(order, kind, port).await {
+            return why;
         }
     }
     None
+}
+
+async fn failed_challenge(order: &mut Order, kind: &ChallengeType, port: &'static str) -> Result<Option<AcmeError>, Error> {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        let state = authorization.refresh().await?;
+        let challenge = state.challenges.iter().find(|challenge| challenge.r#type == *kind);
+        if let Some(problem) = challenge.and_then(|challenge| challenge.error.as_ref()) {
+            return Ok(Some(AcmeError::NotProved { name: state.identifier().to_string(), why: problem.to_string(), port }));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

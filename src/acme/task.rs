@@ -18,6 +18,7 @@ use super::{
     order::{AcmeError, obtain},
 };
 use crate::{
+    certificate::Facts,
     desired::Acme,
     proxy::{front::Challenge, settings::Settings},
     store::unix_now,
@@ -28,6 +29,9 @@ const LOOK: Duration = Duration::from_secs(60);
 
 /// New settings are in force within milliseconds; a proxy that is just being started, within seconds.
 const SHOWN: Duration = Duration::from_secs(60);
+
+/// The order is begun anew so often, each a second later, where the server does not know its own nonces.
+const NEW_ORDERS: usize = 4;
 
 /// For one certificate, with all its names.
 const WHOLE: Duration = Duration::from_secs(15 * 60);
@@ -41,8 +45,8 @@ pub enum News {
     Waits(Vec<String>, u64),
     /// One is being asked for.
     Asks,
-    /// There is another certificate.
-    Obtained,
+    /// There is another certificate, which says this of itself.
+    Obtained(Option<Facts>),
     /// It went wrong; the next try comes after this pause.
     Failed(String, Duration),
 }
@@ -105,12 +109,11 @@ impl<R: Fn(News) + Send + Sync> Asker<R> {
         loop {
             self.until_due(spread).await;
             (self.report)(News::Asks);
-            let outcome = timeout(WHOLE, obtain(&self.acme, &self.files, |challenge| self.offer(challenge))).await;
-            self.withdraw();
-            match outcome.unwrap_or_else(|_| Err(AcmeError::Server("the ACME server was too slow".to_owned()))) {
+            match self.obtain().await {
                 Ok(()) => {
-                    (self.report)(News::Obtained);
-                    if book::due(self.files.facts().as_ref(), &self.acme.domains, spread) > unix_now() {
+                    let facts = self.files.facts();
+                    (self.report)(News::Obtained(facts.clone()));
+                    if book::due(facts.as_ref(), &self.acme.domains, spread) > unix_now() {
                         book.succeeded();
                     } else {
                         // It is due by our clock as soon as it is there, or is not for the names that were asked for.
@@ -123,6 +126,20 @@ impl<R: Fn(News) + Send + Sync> Asker<R> {
                     sleep(pause).await;
                 }
             }
+        }
+    }
+
+    async fn obtain(&self) -> Result<(), AcmeError> {
+        let mut new_orders = 0;
+        loop {
+            let outcome = timeout(WHOLE, obtain(&self.acme, &self.files, |challenge| self.offer(challenge))).await;
+            self.withdraw();
+            match outcome.unwrap_or_else(|_| Err(AcmeError::Server("the ACME server was too slow".to_owned()))) {
+                Err(AcmeError::Nonces(why)) if new_orders < NEW_ORDERS => tracing::info!(why, "the certificate is asked for anew"),
+                outcome => return outcome,
+            }
+            new_orders += 1;
+            sleep(Duration::from_secs(1)).await;
         }
     }
 

@@ -51,13 +51,11 @@ impl<W: World> Core<W> {
                 tracing::debug!(?names, due, "the certificate holds for a while");
                 (self.certificates.next_try, self.certificates.last_error) = (Some(due), None);
             }
-            News::Obtained => {
+            News::Obtained(facts) => {
                 self.certificates.last_error = None;
                 self.renew_settings();
-                let text = self
-                    .world
-                    .certificate()
-                    .map_or_else(String::new, |(facts, _)| format!("{}, until {}", facts.names.join(", "), rfc3339(facts.not_after)));
+                let text =
+                    facts.map_or_else(String::new, |facts| format!("{}, until {}", facts.names.join(", "), rfc3339(facts.not_after)));
                 tracing::info!(certificate = text, "there is another certificate");
                 self.note_event(None, "certificate_obtained", &text);
             }

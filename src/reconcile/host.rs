@@ -222,7 +222,8 @@ impl World for Host {
     }
 
     fn certificate(&self) -> Option<(Facts, Source)> {
-        let settings = self.parts.settings.borrow();
+        let in_force = self.parts.in_force.borrow().clone();
+        let settings = in_force.unwrap_or_else(|| self.parts.settings.borrow().clone());
         Some((Facts::of(&settings.tls_cert_pem)?, settings.front.source))
     }
 

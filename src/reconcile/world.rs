@@ -92,7 +92,7 @@ pub trait World {
     fn renew_settings(&mut self, desired: &Desired) -> Vec<String>;
     /// A token names a kid that no key has: has the keys of identity providers fetched anew. [`Event::KeySets`](super::event::Event::KeySets) follows.
     fn renew_key_sets(&mut self);
-    /// What the proxy is given to serve with.
+    /// What the proxy serves with; while none has said so, what it is given to serve with.
     fn certificate(&self) -> Option<(Facts, Source)>;
     /// Has a certificate asked for as `acme` says, or none; what comes of it is told by [`Event::Acme`](super::event::Event::Acme). Called again
     /// and again, it changes something only where `acme` has changed. `ends`: the agent does.

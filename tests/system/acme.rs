@@ -18,6 +18,7 @@ use sq_agent::{
     admin::status::{CertificateStatus, Status},
     store::Store,
 };
+use tokio::net::TcpStream;
 
 use crate::support::{eventually, free_port, host::Host};
 
@@ -88,6 +89,8 @@ impl Pebble {
         let log = File::options().append(true).create(true).open(self.dir.join("log")).unwrap();
         let mut command = Command::new(program);
         command.args(args).current_dir(&self.dir).env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_AUTHZREUSE", "0");
+        // Of a hundred nonces that it gave it takes twenty for wrong: more than an order survives each time.
+        command.env("PEBBLE_WFE_NONCEREJECT", "20");
         self.children.push(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
     }
 
@@ -96,6 +99,9 @@ impl Pebble {
         let off = ["-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", ""];
         self.spawn("pebble-challtestsrv", &[off.as_slice(), &["-dns01", &dns, "-management", &manage]].concat());
         self.spawn("pebble", &["-config", "config.json", "-dnsserver", &dns]);
+        for address in [dns, format!("127.0.0.1:{}", self.port)] {
+            eventually("pebble and its name server listen", async || TcpStream::connect(&address).await.is_ok()).await;
+        }
         eventually("pebble answers", async || self.root().await.is_some()).await;
     }
 
