@@ -26,7 +26,7 @@ use crate::{
 /// For the server to look at our ports, and then to sign. Let's Encrypt takes seconds for either.
 const PATIENCE: RetryPolicy = RetryPolicy::new().initial_delay(Duration::from_millis(250)).timeout(Duration::from_secs(120));
 
-/// So often what went wrong is asked for: the server may not know a nonce that it gave.
+/// So often what went wrong is asked for, where the server takes none of its nonces.
 const NONCES: usize = 5;
 
 /// Why there is no certificate.
@@ -73,13 +73,14 @@ pub(super) enum AcmeError {
 
 impl From<Error> for AcmeError {
     fn from(error: Error) -> Self {
-        match error {
-            Error::Api(problem) if problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:badNonce") => {
-                Self::Nonces(problem.to_string())
-            }
-            error => Self::Server(format!("the ACME server: {}", whole(&error))),
-        }
+        if is(&error, "badNonce") { Self::Nonces(whole(&error)) } else { Self::Server(format!("the ACME server: {}", whole(&error))) }
     }
+}
+
+/// Whether the server says this (RFC 8555, 6.7).
+fn is(error: &Error, kind: &str) -> bool {
+    let said = if let Error::Api(problem) = error { problem.r#type.as_deref() } else { None };
+    said.and_then(|said| said.strip_prefix("urn:ietf:params:acme:error:")) == Some(kind)
 }
 
 /// Asks for a certificate and keeps it. `offer` shows what it is given to whoever comes to look, and returns once it does.
@@ -139,7 +140,7 @@ async fn begin(acme: &Acme, files: &Files, names: &[Identifier]) -> Result<Order
     if let Some(credentials) = files.account() {
         let account = Account::builder_with_http(Box::new(Http::new(acme.ca_file.as_deref())?)).from_credentials(credentials).await?;
         match account.new_order(&order).await {
-            Err(Error::Api(problem)) if problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:accountDoesNotExist") => {
+            Err(error) if is(&error, "accountDoesNotExist") => {
                 tracing::warn!("the ACME server does not know the account; another one is made");
                 files.forget_account();
             }
@@ -187,8 +188,10 @@ fn proof(challenge: &ChallengeHandle<'_>, name: &str) -> Result<Challenge, AcmeE
 /// Which name the server could not see, and why: an order only says that it failed.
 async fn why_not(order: &mut Order, kind: &ChallengeType, port: &'static str) -> Option<AcmeError> {
     for _ in 0..NONCES {
-        if let Ok(why) = failed_challenge(order, kind, port).await {
-            return why;
+        match failed_challenge(order, kind, port).await {
+            Ok(why) => return why,
+            Err(error) if is(&error, "badNonce") => {}
+            Err(_) => return None,
         }
     }
     None

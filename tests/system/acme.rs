@@ -43,10 +43,7 @@ struct Ways {
 
 impl Drop for Pebble {
     fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.end();
     }
 }
 
@@ -103,6 +100,13 @@ impl Pebble {
             eventually("pebble and its name server listen", async || TcpStream::connect(&address).await.is_ok()).await;
         }
         eventually("pebble answers", async || self.root().await.is_some()).await;
+    }
+
+    fn end(&mut self) {
+        for mut child in self.children.drain(..) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     /// The authority of its certificates.
@@ -265,7 +269,7 @@ async fn a_name_that_leads_elsewhere_is_said_with_what_the_server_saw() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_comes_by_http_01_with_an_account_from_elsewhere() {
+async fn a_certificate_comes_by_http_01_with_an_account_from_elsewhere_and_by_another_once_the_server_knows_it_no_more() {
     let mut host = Host::prepare(|wanted| _ = wanted.add("ada"));
     let plain = free_port();
     let Some(mut pebble) = Pebble::prepare(&host, plain, &Ways { external: true, ..Ways::default() }) else { return };
@@ -280,4 +284,12 @@ async fn a_certificate_comes_by_http_01_with_an_account_from_elsewhere() {
     host.launch().await;
     until_from_acme(&host).await;
     browse(&host, &pebble.root().await.unwrap(), NAMES[1]).await.unwrap();
+
+    // It begins anew, and knows no account.
+    pebble.end();
+    pebble.start().await;
+    host.edit(|wanted| wanted.more = wanted.more.replace(", \"also.example.test\"", ""));
+    host.within(Duration::from_secs(60), "the other certificate is there", |status| certificate(status).names == NAMES[..1]).await;
+    browse(&host, &pebble.root().await.unwrap(), NAMES[0]).await.unwrap();
+    assert!(fs::read_to_string(host.agent_log()).unwrap().contains("does not know the account"));
 }
