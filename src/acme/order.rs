@@ -26,8 +26,8 @@ use crate::{
 /// For the server to look at our ports, and then to sign. Let's Encrypt takes seconds for either.
 const PATIENCE: RetryPolicy = RetryPolicy::new().initial_delay(Duration::from_millis(250)).timeout(Duration::from_secs(120));
 
-/// So often what went wrong is asked for, where the server takes none of its nonces.
-const NONCES: usize = 5;
+/// So often something is asked for in all, where the server takes none of its own nonces.
+pub(super) const TRIES: usize = 5;
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +187,7 @@ fn proof(challenge: &ChallengeHandle<'_>, name: &str) -> Result<Challenge, AcmeE
 
 /// Which name the server could not see, and why: an order only says that it failed.
 async fn why_not(order: &mut Order, kind: &ChallengeType, port: &'static str) -> Option<AcmeError> {
-    for _ in 0..NONCES {
+    for _ in 0..TRIES {
         match failed_challenge(order, kind, port).await {
             Ok(why) => return why,
             Err(error) if is(&error, "badNonce") => {}

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     book::{self, Book},
     files::Files,
-    order::{AcmeError, obtain},
+    order::{AcmeError, TRIES, obtain},
 };
 use crate::{
     certificate::Facts,
@@ -30,10 +30,7 @@ const LOOK: Duration = Duration::from_secs(60);
 /// New settings are in force within milliseconds; a proxy that is just being started, within seconds.
 const SHOWN: Duration = Duration::from_secs(60);
 
-/// The order is begun anew so often, each a second later, where the server does not know its own nonces.
-const NEW_ORDERS: usize = 4;
-
-/// For one certificate, with all its names.
+/// For one order, with all its names.
 const WHOLE: Duration = Duration::from_secs(15 * 60);
 
 /// What the loop should know.
@@ -129,18 +126,22 @@ impl<R: Fn(News) + Send + Sync> Asker<R> {
         }
     }
 
+    /// Begins anew, a second later, where the server takes none of its own nonces.
     async fn obtain(&self) -> Result<(), AcmeError> {
-        let mut new_orders = 0;
-        loop {
-            let outcome = timeout(WHOLE, obtain(&self.acme, &self.files, |challenge| self.offer(challenge))).await;
-            self.withdraw();
-            match outcome.unwrap_or_else(|_| Err(AcmeError::Server("the ACME server was too slow".to_owned()))) {
-                Err(AcmeError::Nonces(why)) if new_orders < NEW_ORDERS => tracing::info!(why, "the certificate is asked for anew"),
+        for _ in 1..TRIES {
+            match self.order().await {
+                Err(AcmeError::Nonces(why)) => tracing::info!(why, "the certificate is asked for anew"),
                 outcome => return outcome,
             }
-            new_orders += 1;
             sleep(Duration::from_secs(1)).await;
         }
+        self.order().await
+    }
+
+    async fn order(&self) -> Result<(), AcmeError> {
+        let outcome = timeout(WHOLE, obtain(&self.acme, &self.files, |challenge| self.offer(challenge))).await;
+        self.withdraw();
+        outcome.unwrap_or_else(|_| Err(AcmeError::Server("the ACME server was too slow".to_owned())))
     }
 
     async fn until_due(&self, spread: f64) {
